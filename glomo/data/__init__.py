@@ -1,0 +1,39 @@
+"""Text and other data: users' own files, vocabularies, batches, a catalogue of open data sets, and a synthetic task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glomo.data.batching import BucketBatches, Windows, pad
+from glomo.data.files import encode_labels, label_names, read_labelled, read_texts
+from glomo.data.subwords import Subwords
+from glomo.data.vocabulary import AnyVocabulary, Vocabulary, check_same_vocabulary
+from glomo.errors import UserError
+
+__all__ = [
+    "AnyVocabulary",
+    "BucketBatches",
+    "Subwords",
+    "Vocabulary",
+    "Windows",
+    "check_same_vocabulary",
+    "encode_labels",
+    "label_names",
+    "pad",
+    "read_labelled",
+    "read_texts",
+    "vocabulary_from_dict",
+]
+
+
+def vocabulary_from_dict(saved: dict[str, Any]) -> AnyVocabulary:
+    """Restore a :class:`Vocabulary` or :class:`Subwords` from its ``to_dict()``.
+
+    Raises:
+        UserError: the saved form is of neither kind, or damaged.
+    """
+    kinds: dict[str, type[Vocabulary] | type[Subwords]] = {"words": Vocabulary, "subwords": Subwords}
+    kind = saved.get("kind") if isinstance(saved, dict) else None
+    if kind not in kinds:
+        raise UserError(f"a saved vocabulary is of the kind {kind!r}; 'words' or 'subwords' is needed")
+    return kinds[kind].from_dict(saved)
