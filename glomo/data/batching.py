@@ -12,7 +12,8 @@ from glomo.data.vocabulary import AnyVocabulary
 from glomo.errors import UserError
 
 PAD_ID = 0
-# Batches are cut from pools of this many batches, sorted by length: enough for little padding, few enough to stay shuffled.
+# Batches are cut from pools of this many batches, sorted by length: enough for little padding, few enough to
+# stay shuffled.
 POOL = 50
 
 
@@ -31,11 +32,11 @@ def pad(sequences: Sequence[Sequence[int] | Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class Windows:
-    """Texts cut into windows of at most ``length`` units, for pre-training. Every unit of a kept text is in exactly one window.
+    """Texts cut into windows of at most ``length`` units, for pre-training; every unit is in exactly one window.
 
-    A text of n units is cut into the fewest windows, ``ceil(n / length)``, whose sizes differ by at most one: no short rest is
-    left over that would have to be dropped or counted twice. Only whole texts of fewer than ``minimum`` units are left out
-    (``left_out`` says how many).
+    A text of n units is cut into the fewest windows, ``ceil(n / length)``, whose sizes differ by at most one: no
+    short rest is left over that would have to be dropped or counted twice. Only whole texts of fewer than ``minimum``
+    units are left out (``left_out`` says how many).
 
     Args:
         texts: the texts, or the lines of one running text.
@@ -57,7 +58,8 @@ class Windows:
     ):
         if length < max(1, 2 * minimum - 1):
             raise UserError(
-                f"windows of {length} units are too short: at least {max(1, 2 * minimum - 1)} are needed, twice the minimum of {minimum} less one"
+                f"windows of {length} units are too short: at least {max(1, 2 * minimum - 1)} are needed, twice the "
+                f"minimum of {minimum} less one"
             )
         encoded = (np.asarray(vocabulary.encode(text), dtype=np.int32) for text in texts)
         documents = [np.concatenate([np.empty(0, np.int32), *encoded])] if join else list(encoded)
@@ -65,7 +67,8 @@ class Windows:
         if not kept:
             longest = max((len(document) for document in documents), default=0)
             raise UserError(
-                f"the text has {longest} units, but at least {minimum} are needed: one to read and {minimum - 1} to predict"
+                f"the text has {longest} units, but at least {minimum} are needed: one to read and {minimum - 1} to "
+                "predict"
             )
         self.left_out = len(documents) - len(kept)
         sizes = [size for document in kept for size in _even_sizes(len(document), length)]
@@ -93,17 +96,17 @@ def _even_sizes(units: int, length: int) -> list[int]:
 
 
 class BucketBatches:
-    """Batches of examples of similar length, shuffled anew every epoch; which ones is a pure function of ``(seed, step)``.
+    """Batches of examples of similar length, shuffled anew every epoch: a pure function of ``(seed, step)``.
 
-    Nothing has to be saved to resume: ``batch(step)`` is the same in every process that is given the same arguments. Every
-    epoch holds every example once; its one smaller batch, if any, comes at a random place.
+    Nothing has to be saved to resume: ``batch(step)`` is the same in every process that is given the same arguments.
+    Every epoch holds every example once; its one smaller batch, if any, comes at a random place.
 
     Args:
         lengths: the length of every example.
         batch_size: examples in a batch, over all ranks together.
         seed: of the shuffling.
-        rank, world_size: give each of several processes an equal share of every batch, disjoint from the others'. For shares to be
-            equal, the smaller batch loses up to ``world_size - 1`` examples, different ones every epoch.
+        rank, world_size: give each of several processes an equal share of every batch, disjoint from the others'.
+            For shares to be equal, the smaller batch loses up to ``world_size - 1`` examples, others every epoch.
 
     Raises:
         UserError: there is no example, or ``batch_size`` is not a positive multiple of ``world_size``.
@@ -115,7 +118,8 @@ class BucketBatches:
             raise UserError("there is no example to make batches of; at least one is needed")
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"a batch size of {batch_size} cannot be shared by {world_size} process(es); a positive multiple of {world_size} is needed"
+                f"a batch size of {batch_size} cannot be shared by {world_size} process(es); a positive multiple of "
+                f"{world_size} is needed"
             )
         if world_size > len(self._lengths):
             raise UserError(

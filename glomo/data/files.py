@@ -1,12 +1,13 @@
 """Users' own files: unlabelled texts and labelled examples out of .txt, .csv, .tsv and .jsonl.
 
 - ``.txt``: one text per line that is not blank.
-- ``.csv``: a header row, then rows; commas and quotes as in RFC 4180, so a quoted field may hold commas, quotes and line ends.
+- ``.csv``: a header row, then rows, as in RFC 4180: a quoted field may hold commas, doubled quotes and line ends.
 - ``.tsv``: a header row, then one row a line; a tab always separates and a quote is an ordinary character.
 - ``.jsonl``: one JSON object a line.
 
 Files are UTF-8, with or without a byte order mark, with any line ends. Whatever is wrong with a file raises a
-:class:`glomo.errors.UserError` that names the file, the place and what is needed: a row is never dropped or cut silently.
+:class:`glomo.errors.UserError` that names the file, the place and what is needed: a row is never dropped or cut
+silently.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def read_texts(path: PathLike, column: str = "text") -> list[str]:
         column: the column (key of the JSON objects) that holds the text; a .txt file has none and ignores it.
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, lacks the column, is broken at a line, or holds no text at all.
+        UserError: the file cannot be read, is not UTF-8, lacks the column, is broken at a line, or holds no text.
     """
     path = _checked(path, (".txt", ".csv", ".tsv", ".jsonl"))
     content = _decode(path)
@@ -49,7 +50,9 @@ def read_texts(path: PathLike, column: str = "text") -> list[str]:
 
 
 def read_labelled(path: PathLike, text_column: str = "text", label_column: str = "label") -> list[tuple[str, str]]:
-    """Read labelled examples ``(text, label)``, in file order; labels are strings (a JSON number or boolean as JSON writes it).
+    """Read labelled examples ``(text, label)``, in file order; labels are strings.
+
+    A label that is a JSON number or boolean is taken as JSON writes it.
 
     Raises:
         UserError: as :func:`read_texts`; also a blank text or label, with its line.
@@ -124,7 +127,8 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         place = error.start + mark
         raise UserError(
-            f"{path} is not UTF-8: byte {data[place]:#04x} at offset {place} does not belong there; save the file as UTF-8"
+            f"{path} is not UTF-8: byte {data[place]:#04x} at offset {place} does not belong there; save the file as "
+            "UTF-8"
         ) from None
     if not content.strip():
         raise UserError(f"{path} is empty; at least one text is needed")
@@ -132,7 +136,8 @@ def _decode(path: Path) -> str:
 
 
 def _lines(content: str) -> list[str]:
-    # str.splitlines would also split at U+2028 and other characters that are legal inside a line (and inside JSON strings).
+    # str.splitlines would also split at U+2028 and other characters that are legal inside a line (and inside JSON
+    # strings).
     return content.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
@@ -153,7 +158,8 @@ def _rows(path: Path, content: str, columns: tuple[str, ...]) -> Iterator[tuple[
         if len(row) != len(header):
             hint = ", and a text with a comma or a line end needs quotes" if extension == ".csv" else ""
             raise UserError(
-                f"{path}, line {line}: {len(row)} fields where the header has {len(header)}; they must be equally many{hint}"
+                f"{path}, line {line}: {len(row)} fields where the header has {len(header)}; they must be equally "
+                f"many{hint}"
             )
         yield line, [row[place] for place in places]
 
@@ -170,7 +176,8 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: not well-formed CSV ({error}); quotes must be closed and doubled inside a field"
+            f"{path}, line {reader.line_num}: not well-formed CSV ({error}); quotes must be closed and doubled inside "
+            "a field"
         ) from None
     finally:
         csv.field_size_limit(previous_limit)

@@ -1,4 +1,4 @@
-"""Subword vocabulary: byte-level BPE through the ``tokenizers`` library, with the same interface as the word vocabulary."""
+"""Subword vocabulary: byte-level BPE by the ``tokenizers`` library, with the interface of the word vocabulary."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _library() -> Any:
 
 
 class Subwords:
-    """Pieces of words and their ids: 0 is padding, 1 is reserved for unknown units (bytes leave none), then bytes and merges.
+    """Pieces of words and their ids: 0 is padding, 1 unknown (which bytes leave nothing to), then bytes and merges.
 
-    Made by :meth:`train` or :meth:`from_dict`. Text is brought to Unicode NFC, then cut by byte-level BPE (Sennrich et al. 2016,
-    over bytes as in GPT-2), so that every text can be encoded.
+    Made by :meth:`train` or :meth:`from_dict`. Text is brought to Unicode NFC, then cut by byte-level BPE (Sennrich
+    et al. 2016, over bytes as in GPT-2), so that every text can be encoded.
     """
 
     pad_id = 0
@@ -63,7 +63,8 @@ class Subwords:
         """
         if size < SMALLEST:
             raise UserError(
-                f"a subword vocabulary of {size} entries is too small; padding, unknown and the 256 bytes need {SMALLEST}"
+                f"a subword vocabulary of {size} entries is too small; {SMALLEST} are needed for padding, unknown "
+                "and the 256 bytes"
             )
         lib = _library()
         tokenizer = lib.Tokenizer(lib.models.BPE())
@@ -88,7 +89,7 @@ class Subwords:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def tokens(self, text: str) -> list[str]:
-        """The pieces as a person reads them, one per id of :meth:`encode`; pieces of one character all show that character."""
+        """The pieces as a person reads them, one per id of :meth:`encode`; pieces of one character all show it."""
         text = self._tokenizer.normalizer.normalize_str(text)
         return [text[start:end] or " " for start, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
 

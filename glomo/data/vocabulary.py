@@ -1,6 +1,7 @@
 """Word-level vocabulary: a documented rule that cuts text into words, and a table from words to ids.
 
-The vocabulary is part of what a pre-trained graph *is*: it is saved with the graph and used again, unchanged, on the target task.
+The vocabulary is part of what a pre-trained graph *is*: it is saved with the graph and used again, unchanged, on the
+target task.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from glomo.errors import UserError
 
 PAD, UNK = "<pad>", "<unk>"
 
-# ASCII punctuation, and the punctuation and signs of Latin-1, the general, currency and CJK blocks. Words are all the rest:
-# said this way round, combining marks stay inside their words, which `\w` would cut.
-_SIGNS = r"!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7\u2010-\u206f\u20a0-\u20cf\u3000-\u3020\uff01-\uff0f"
+# ASCII punctuation, and the punctuation and signs of Latin-1, the general, currency and CJK blocks. Words are all the
+# rest: said this way round, combining marks stay inside their words, which `\w` would cut.
+_SIGNS = (
+    r"!-/:-@\[-`{-~\u00a1-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7"
+    r"\u2010-\u206f\u20a0-\u20cf\u3000-\u3020\uff01-\uff0f"
+)
 _WORD = rf"[^\s{_SIGNS}]"
 _TOKEN = re.compile(
     rf"{_WORD}+(?:(?<=\d)[.,:](?=\d){_WORD}+)*"  # a word; a number keeps its inner separators: 1,000.5 or 10:30
@@ -51,9 +55,9 @@ class AnyVocabulary(Protocol):
 def split_words(text: str, lowercase: bool = True) -> list[str]:
     """Cut text into words and signs.
 
-    The rule: Unicode NFC, the typographic apostrophe made plain, lower case if asked. A word is a run of characters that are
-    neither white space nor punctuation; a number keeps the points, commas and colons between its digits; the endings
-    's 't 're 've 'll 'd 'm stand alone with their apostrophe; every other sign is a token of its own.
+    The rule: Unicode NFC, the typographic apostrophe made plain, lower case if asked. A word is a run of characters
+    that are neither white space nor punctuation; a number keeps the points, commas and colons between its digits; the
+    endings 's 't 're 've 'll 'd 'm stand alone with their apostrophe; every other sign is a token of its own.
 
     >>> split_words("It didn't cost $1,000.50 -- state-of-the-art?")
     ['it', 'didn', "'t", 'cost', '$', '1,000.50', '-', '-', 'state', '-', 'of', '-', 'the', '-', 'art', '?']
@@ -77,7 +81,8 @@ class Vocabulary:
     Args:
         words: the known words, without the two reserved ones.
         lowercase: text is made lower case before it is looked up.
-        digits: a mark such as "N" that stands for every token with a digit in it (as in the released GLoMo code), or None to keep such tokens.
+        digits: a mark such as "N" that stands for every token with a digit in it (as in the released GLoMo code), or
+        None to keep such tokens.
 
     Attributes:
         words: all entries by id, ``["<pad>", "<unk>", ...]``.
@@ -115,7 +120,8 @@ class Vocabulary:
             raise TypeError("Vocabulary.build needs a list of texts, not one string")
         if max_size < 3:
             raise UserError(
-                f"a vocabulary of at most {max_size} entries has no room for a word beside padding and unknown; at least 3 are needed"
+                f"a vocabulary of at most {max_size} entries has no room for a word beside padding and unknown; at "
+                "least 3 are needed"
             )
         counts: Counter[str] = Counter()
         for text in texts:
@@ -128,7 +134,8 @@ class Vocabulary:
         )
         if not frequent:
             raise UserError(
-                f"the texts hold {len(counts)} different words, none of them {min_count} times or more; a vocabulary needs at least one"
+                f"the texts hold {len(counts)} different words, none of them {min_count} times or more; a vocabulary "
+                "needs at least one"
             )
         return cls(frequent[: max_size - 2], lowercase, digits)
 
@@ -162,7 +169,8 @@ class Vocabulary:
             )
         if not isinstance(lowercase, bool) or not (digits is None or isinstance(digits, str)):
             raise UserError(
-                f"a saved vocabulary has lowercase={lowercase!r} and digits={digits!r}; a boolean and a string or null are needed"
+                f"a saved vocabulary has lowercase={lowercase!r} and digits={digits!r}; a boolean and a string or "
+                "null are needed"
             )
         return cls(words, lowercase, digits)
 
@@ -182,5 +190,6 @@ def check_same_vocabulary(needed: AnyVocabulary, found: AnyVocabulary, what: str
     if needed.fingerprint != found.fingerprint:
         raise UserError(
             f"{what} has the vocabulary {found.fingerprint[:12]} of {len(found)} entries, "
-            f"but {needed.fingerprint[:12]} of {len(needed)} entries is needed: the ids of one mean nothing in the other"
+            f"but {needed.fingerprint[:12]} of {len(needed)} entries is needed: the ids of one mean nothing in the "
+            "other"
         )
