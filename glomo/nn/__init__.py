@@ -1,0 +1,31 @@
+"""GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), its transfer (`GraphTransfer`), controls."""
+
+from glomo.nn.baselines import BandGraph, GraphSource, NoGraph, UniformGraph
+from glomo.nn.config import GLoMoConfig
+from glomo.nn.decoder import ContextDecoder
+from glomo.nn.feature_predictor import FeaturePredictor
+from glomo.nn.frozen import FrozenGraph, random_graph
+from glomo.nn.glomo import GLoMo
+from glomo.nn.graph_predictor import GraphPredictor
+from glomo.nn.graphs import Graphs, GraphStatistics, dead_row_rescue, reverse
+from glomo.nn.transfer import GatedFusion, GraphTransfer
+
+__all__ = [
+    "BandGraph",
+    "ContextDecoder",
+    "FeaturePredictor",
+    "FrozenGraph",
+    "GLoMo",
+    "GLoMoConfig",
+    "GatedFusion",
+    "GraphPredictor",
+    "GraphSource",
+    "GraphStatistics",
+    "GraphTransfer",
+    "Graphs",
+    "NoGraph",
+    "UniformGraph",
+    "dead_row_rescue",
+    "random_graph",
+    "reverse",
+]
