@@ -1,0 +1,62 @@
+"""The command ``glomo``: finds the command, and turns mistakes into one sentence and the exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from glomo.errors import UserError
+
+COMMANDS = {
+    "pretrain": "pre-train a graph on unlabelled text",
+    "transfer": "train a classifier with graphs, and compare them with controls",
+    "plot": "draw the graph over a sentence",
+    "info": "which backends run here, and why",
+    "data": "ls: the open data sets; fetch: download one",
+    "recipes": "ls: the recipes; cp: copy one to change it",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 2 after a mistake, 130 or 143 when stopped by a signal."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except UserError as error:
+        return _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name = argv[0]
+    if name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"glomo {version('glomo')}")
+        return 0
+    if name not in COMMANDS:
+        from glomo.training.config import nearest
+
+        raise UserError(f"there is no command {name!r}{nearest(name, list(COMMANDS))}")
+    return importlib.import_module(f"glomo.cli.{name}").main(argv[1:])
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items())
+    return f"usage: glomo COMMAND ...\n\n{rows}\n\n`glomo COMMAND --help` says more; `glomo --version` the version."
+
+
+def _refuse(sentence: str) -> int:
+    print(f"glomo: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,1 @@
+"""Training: recipes, run folders, checkpoints, the loop, GLoMo pre-training and transfer."""

@@ -1,0 +1,320 @@
+"""The training loop: settings, set-up, one loop, to be read from top to bottom.
+
+**Resume is exact.** A run that dies anywhere (kill -9 included) and is started again from its last checkpoint computes the
+same losses to the last bit, given equal versions and numbers of threads. Little has to be remembered for that: which examples
+a step reads is a function of (seed, step), and every step starts with all random generators seeded by (seed, step, rank). A
+checkpoint holds the step, the weights, the optimiser and the best validation loss so far.
+
+Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss terms, so
+that N processes compute what one would on the whole batch, to within rounding. Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glomo.data import BucketBatches
+from glomo.errors import UserError
+from glomo.training import checkpoint
+from glomo.training.distributed import World, join
+from glomo.training.progress import Progress
+from glomo.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The [train] section of a recipe. Raises UserError for values out of range."""
+
+    steps: int = 1000
+    """optimiser steps in all"""
+    batch_size: int = 32
+    """sequences in a step, over all processes"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw or sgd"""
+    lr: float = 1e-3
+    """learning rate at its highest"""
+    momentum: float = 0.0
+    """of sgd"""
+    weight_decay: float = 0.0
+    """of adamw, on matrices only"""
+    clip: float = 1.0
+    """largest norm of the whole gradient; 0: no limit"""
+    warmup: int = 0
+    """steps in which the rate rises linearly from 0"""
+    decay: Literal["constant", "linear", "cosine", "plateau"] = "constant"
+    """linear and cosine reach 0 at the last step; plateau halves after `patience` validations without gain"""
+    patience: int = 3
+    """of plateau, which also stops the run when the rate falls below 1 % of its start"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of the matrix products"""
+    eval_every: int = 200
+    """steps between validations; 0: only after the last step"""
+    checkpoint_every: int = 200
+    """steps between checkpoints; 0: only after the last step"""
+    keep: int = 2
+    """how many of the newest checkpoints stay (best/ and final/ stay as well)"""
+    seed: int = 0
+    """of everything random"""
+    threads: int = 0
+    """CPU threads; 0: as PyTorch chooses. Results are equal to the bit for equal numbers only"""
+    device: str = "auto"
+    """auto, cpu, cuda"""
+    progress: float = 10.0
+    """seconds between lines of progress where there is no terminal; 0: silent"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("keep", 1), ("patience", 1)):
+            _at_least(name, getattr(self, name), least)
+        for name in ("lr", "momentum", "weight_decay", "clip", "warmup", "eval_every", "checkpoint_every", "seed", "threads"):
+            _at_least(name, getattr(self, name), 0)
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not (value >= least and math.isfinite(value)):
+        raise UserError(f"train.{name} is {value}; it must be a finite number of at least {least}")
+
+
+@dataclass
+class Task:
+    """What is trained: a model, its examples, and how a batch of them becomes a loss."""
+
+    model: nn.Module
+    batches: BucketBatches
+    """over the training examples, for all processes together (rank 0 of 1): `train` shares each batch out"""
+    loss: Callable[[list[int], torch.Generator], tuple[Tensor, int, int]]
+    """(indices of examples, generator) -> (mean loss, number of terms in that mean, units read)"""
+    validate: Callable[[], dict[str, float]] | None = None
+    """figures for the metrics; "valid_loss" among them chooses best/ (lower is better)"""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """plain JSON for every checkpoint's meta.json: configuration, vocabulary, ..."""
+    identity: dict[str, str] = field(default_factory=dict)
+    """fingerprints, such as {"text": sha256}, that must be the same when the run is taken up again"""
+    title: str = "train"
+
+
+class Interrupted(Exception):
+    """Stopped by Ctrl-C or SIGTERM, after a checkpoint. ``exit_code`` is 130 or 143."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def set_up(config: TrainConfig) -> World:
+    """Threads, device, processes and the seed that the weights start from; call it before the model is made."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return join(config.device)
+
+
+def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: World) -> dict[str, Any]:
+    """Train to ``config.steps``, going on from the newest whole checkpoint in ``folder``; returns the last metrics row.
+
+    ``folder`` is None in every process but the first. Raises UserError for a loss that is not finite (nothing saved is
+    lost), for a full disk, and for checkpoints that do not fit; `Interrupted` after Ctrl-C or SIGTERM.
+    """
+    model = task.model.to(world.device)
+    optimizer = make_optimizer(model, config)
+    start, best, plateau, row = 0, math.inf, {"scale": 1.0, "bad": 0}, {}
+    seconds_before = 0.0
+
+    # go on where a former call stopped
+    found = checkpoint.latest(folder.checkpoints) if folder else None
+    where = world.from_first(str(found.folder) if found else None)
+    if where is not None:
+        found = found or checkpoint.load(Path(str(where)))
+        state = _check_resume(found, task, config)
+        model.load_state_dict(found.weights)
+        optimizer.load_state_dict(state["optimizer"])
+        start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
+        seconds_before = row["seconds"]
+    if folder:
+        folder.drop_rows_after(start)
+    saved = start
+
+    def save(step: int) -> None:
+        nonlocal saved
+        if folder and step > saved:
+            state = {"step": step, "optimizer": optimizer.state_dict(), "best": best, "plateau": plateau, "row": row}
+            state |= {"identity": task.identity, "environment": _environment(world)}
+            checkpoint.save(folder.checkpoints / f"step-{step:06}", model.state_dict(), state, {"step": step, **task.meta})
+            checkpoint.prune(folder.checkpoints, config.keep)
+        saved = step
+
+    progress = Progress(task.title, start, config.steps, config.progress if world.rank == 0 else 0.0)
+    if start:
+        progress.note(f"going on after step {start}")
+        if state["environment"] != _environment(world):
+            progress.note("other versions, threads or processes than before: the last bits may differ")
+    generator = torch.Generator()
+    begun = time.monotonic()
+    try:
+        with _stop_signals() as stopped_by:
+            for step in range(start + 1, config.steps + 1):
+                if plateau["scale"] < 0.01:
+                    break
+                _seed(config.seed, step, world.rank, generator)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config) * plateau["scale"]
+
+                # forward and backward on this process's share
+                model.train()
+                share = task.batches.batch(step - 1)[world.rank :: world.size]
+                loss, terms, units = torch.zeros((), device=world.device), 0, 0
+                if share:
+                    with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                        loss, terms, units = task.loss(share, generator)
+                value = float(loss.detach())
+                signalled = float(stopped_by[0] if stopped_by else 0)
+                total, all_terms, all_units, signalled = world.sum([value * terms, terms, units, signalled])
+                mean = value if world.size == 1 else total / max(all_terms, 1)
+                if not math.isfinite(mean):
+                    raise UserError(_not_finite("loss", mean, step, saved))
+                optimizer.zero_grad(set_to_none=True)
+                if share:
+                    (loss if world.size == 1 else loss * (terms / max(all_terms, 1))).backward()
+                world.sum_gradients(model.parameters())
+                norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+                if not math.isfinite(norm):
+                    raise UserError(_not_finite("gradient", norm, step, saved))
+                optimizer.step()
+
+                # report, validate, save
+                row = {"step": step, "loss": mean, "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+                row |= {"units": int(all_units), "seconds": round(seconds_before + time.monotonic() - begun, 3)}
+                last = step == config.steps
+                if task.validate and (last or (config.eval_every and step % config.eval_every == 0)):
+                    row |= task.validate()
+                    valid = world.from_first(row.get("valid_loss"))
+                    if isinstance(valid, float) and valid < best:
+                        best, plateau["bad"] = valid, 0
+                        if folder:
+                            checkpoint.save(folder.best, model.state_dict(), None, {"step": step, "valid_loss": best, **task.meta})
+                    elif config.decay == "plateau":
+                        plateau["bad"] += 1
+                        if plateau["bad"] >= config.patience:
+                            plateau["scale"], plateau["bad"] = plateau["scale"] / 2, 0
+                    figures = ", ".join(f"{name} {row[name]:.4g}" for name in row if name not in _ALWAYS)
+                    progress.note(f"step {step}: {figures}")
+                if folder:
+                    folder.log(row)
+                progress.update(step, mean, int(all_units))
+                if last or signalled or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    save(step)
+                if signalled:
+                    # several processes may have been told: the sum of equal numbers still tells which signal it was
+                    code = 128 + (stopped_by[0] if stopped_by else signal.SIGTERM)
+                    raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there", code)
+            save(row["step"])
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0]}); a smaller train.batch_size or shorter sequences are needed"
+        ) from error
+    finally:
+        progress.close()
+    if folder and not (start == config.steps and folder.final.exists()):
+        checkpoint.save(folder.final, model.state_dict(), None, {"step": row["step"], **task.meta})
+    return row
+
+
+_ALWAYS = ("step", "loss", "lr", "grad_norm", "units", "seconds")
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of ``step`` (counted from 1): linear warm-up to ``lr``, then as ``decay`` says; never negative."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.decay == "linear":
+        return config.lr * max(0.0, 1.0 - done)
+    if config.decay == "cosine":
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return config.lr
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (weight decay on matrices only) or SGD over the parameters that are trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=config.lr, momentum=config.momentum)
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def _seed(seed: int, step: int, rank: int, generator: torch.Generator) -> None:
+    """Seed every random generator as a function of (seed, step, rank): no generator's state has to be saved."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator.manual_seed(int.from_bytes(digest[8:16], "little") >> 1)
+    random.seed(digest[16:24])
+    np.random.seed(int.from_bytes(digest[24:28], "little"))
+
+
+def _environment(world: World) -> dict[str, str]:
+    """What the last bits of a result depend on besides the seed."""
+    return {
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "processes": str(world.size),
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+    }
+
+
+def _check_resume(found: checkpoint.Checkpoint, task: Task, config: TrainConfig) -> Mapping[str, Any]:
+    if found.state is None:
+        raise UserError(f"{found.folder} has no {checkpoint.STATE}; a run cannot go on from it")
+    state = found.state
+    if state["step"] > config.steps:
+        raise UserError(f"{found.folder.parent.parent} is at step {state['step']} already, past train.steps = {config.steps}")
+    for name, now in task.identity.items():
+        before = state["identity"].get(name)
+        if before != now:
+            raise UserError(
+                f"{found.folder} was made with another {name}: its fingerprint was {str(before)[:12]} and is {now[:12]} now; "
+                "choose another --out"
+            )
+    return state
+
+
+def _not_finite(what: str, value: float, step: int, saved: int) -> str:
+    kept = f"the checkpoint of step {saved} is whole" if saved else "no checkpoint was due before"
+    return f"the {what} is {value} at step {step}; {kept}; a lower train.lr or train.clip, or train.warmup, may help"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM in the list given, so that the loop can finish its step; a second Ctrl-C breaks at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

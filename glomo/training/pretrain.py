@@ -1,0 +1,168 @@
+"""GLoMo pre-training: unlabelled text in, a graph (settings, vocabulary, weights) in the run folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windows, read_texts
+from glomo.errors import UserError
+from glomo.nn import GLoMo, GLoMoConfig
+from glomo.training.config import to_dict
+from glomo.training.graph_files import graph_meta
+from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.run_folder import RunFolder
+
+STATISTICS_WINDOWS = 8  # zeros and dead rows are counted on so many held-out windows: their graphs are held in full
+
+
+@dataclass(frozen=True)
+class PretrainData:
+    """The [data] section: which text, and how it becomes units."""
+
+    text: tuple[str, ...] = ()
+    """your own files (.txt .csv .tsv .jsonl), with commas between; when given, data.dataset is not read"""
+    dataset: tuple[str, ...] = ()
+    """names from the catalogue (`glomo data ls`), with commas between"""
+    column: str = "text"
+    """the text's column in .csv, .tsv and .jsonl files"""
+    join: bool = True
+    """the lines are one running text; false: every line (or field) is a text of its own"""
+    vocabulary: Literal["words", "subwords"] = "words"
+    """words or subwords"""
+    vocab_size: int = 20_000
+    """most units in the vocabulary"""
+    min_count: int = 1
+    """rarer words are unknown ones"""
+    lowercase: bool = True
+    """of words"""
+    digits: bool = True
+    """words with a digit in them all become N"""
+    length: int = 128
+    """most units in a training window"""
+    valid: float = 0.05
+    """share of the windows that is held out for validation"""
+    valid_windows: int = 400
+    """most windows held out"""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training recipe."""
+
+    DERIVED: ClassVar = {"model": ("vocab_size",)}
+
+    data: PretrainData = field(default_factory=PretrainData)
+    model: GLoMoConfig = field(default_factory=GLoMoConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
+    """Run a recipe; afterwards ``out/final`` and ``out/best`` hold graphs for `load_graph`. Returns the last metrics row."""
+    texts = load_unlabelled(config.data)
+    vocabulary = build_vocabulary(texts, config.data)
+    # the shortest text to train on: one unit to read and D to predict
+    windows = Windows(texts, vocabulary, config.data.length, config.model.horizon + 1, join=config.data.join)
+    return pretrain_on(windows, vocabulary, config, out, {"text": _fingerprint(texts)})
+
+
+def pretrain_on(
+    windows: Windows, vocabulary: AnyVocabulary, config: PretrainConfig, out: Path, identity: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """`pretrain` on windows that exist already; of ``windows`` only ``lengths`` and ``batch(indices)`` are used."""
+    world = set_up(config.train)
+    held_out = _held_out(len(windows.lengths), config.data)
+    kept = sorted(set(range(len(windows.lengths))) - set(held_out))
+    if not kept:
+        raise UserError("no window is left to train on; a smaller data.valid or more text is needed")
+    settings = dataclasses.replace(config.model, vocab_size=len(vocabulary))
+    model = GLoMo(settings)
+
+    def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
+        tokens, lengths = windows.batch(kept[index] for index in indices)
+        value = model(tokens.to(world.device), lengths.to(world.device), generator)
+        return value, count_predictions(settings, lengths), int(lengths.sum())
+
+    task = Task(
+        model,
+        BucketBatches(windows.lengths[kept], config.train.batch_size, config.train.seed),
+        loss,
+        (lambda: validate(model, windows, held_out, config.train.batch_size, world.device)) if held_out else None,
+        graph_meta(settings, vocabulary, to_dict(config)),
+        {"vocabulary": vocabulary.fingerprint, **(identity or {})},
+        "pretrain",
+    )
+    if world.rank:
+        return train(task, config.train, None, world)
+    with RunFolder(out, to_dict(config)) as folder:
+        return train(task, config.train, folder, world)
+
+
+@torch.no_grad()
+def validate(
+    model: GLoMo, windows: Windows, indices: list[int], batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Loss at all positions of the windows at ``indices`` (nats a unit), and zeros and dead rows of their graphs."""
+    model.eval()
+    order = sorted(indices, key=lambda index: int(windows.lengths[index]))
+    total, count = 0.0, 0
+    for start in range(0, len(order), batch_size):
+        tokens, lengths = windows.batch(order[start : start + batch_size])
+        terms = count_predictions(model.config, lengths)
+        total += float(model(tokens.to(device), lengths.to(device))) * terms
+        count += terms
+    tokens, lengths = windows.batch(order[-STATISTICS_WINDOWS:])
+    found = [graphs.statistics(lengths) for graphs in model.graph_predictor(tokens.to(device), lengths.to(device))]
+    pairs, rows = sum(part.pairs for part in found), sum(part.rows for part in found)
+    return {
+        "valid_loss": total / max(count, 1),
+        "share_zero": sum(part.zero_pairs for part in found) / max(pairs, 1),
+        "share_dead": sum(part.dead_rows for part in found) / max(rows, 1),
+    }
+
+
+def count_predictions(config: GLoMoConfig, lengths: Tensor) -> int:
+    """The number of predicted units in one direction's loss over sequences of these lengths, at all positions."""
+    if config.objective == "sentence":
+        return int((lengths - (lengths // 2).clamp(min=1)).clamp(min=0).sum())
+    return int(sum((lengths - ahead).clamp(min=0).sum() for ahead in range(1, config.horizon + 1)))
+
+
+def load_unlabelled(data: PretrainData) -> list[str]:
+    """The texts of a [data] section."""
+    if data.text:
+        return [text for path in data.text for text in read_texts(path, data.column)]
+    if not data.dataset:
+        raise UserError("the recipe names no text: give --data.text FILE or --data.dataset NAME (see `glomo data ls`)")
+    from glomo.data.catalogue import load_texts
+
+    return [text for name in data.dataset for text in load_texts(name, "train")]
+
+
+def build_vocabulary(texts: list[str], data: PretrainData) -> AnyVocabulary:
+    """The vocabulary that a [data] section asks for."""
+    if data.vocabulary == "subwords":
+        return Subwords.train(texts, data.vocab_size)
+    return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, "N" if data.digits else None)
+
+
+def _held_out(count: int, data: PretrainData) -> list[int]:
+    """Evenly spaced, so that they are like the rest; none when there is but one window."""
+    if not 0 <= data.valid < 1:
+        raise UserError(f"data.valid is {data.valid}; a share from 0 to below 1 is needed")
+    size = min(data.valid_windows, max(1, round(data.valid * count)), count - 1) if data.valid else 0
+    return [(2 * index + 1) * count // (2 * size) for index in range(size)]
+
+
+def _fingerprint(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""The folder of one run: ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``best/`` and ``final/``.
+
+One process at a time may write to it (an advisory lock that dies with its process), and only the run it was made for:
+the resolved configuration in ``config.toml`` must be the same, but for the keys that may change between two calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glomo.errors import UserError
+from glomo.training import checkpoint
+from glomo.training.config import dump_toml, read_toml
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two processes there must mind each other themselves
+    fcntl = None  # type: ignore[assignment]
+
+# What may differ when a run is taken up again: how long it goes and what it reports and keeps, not what it computes.
+MAY_CHANGE = ("train.steps", "train.progress", "train.checkpoint_every", "train.keep")
+
+
+class RunFolder:
+    """An output folder, opened for writing (and locked until `close`, or the end of the process).
+
+    ``config`` is {section: {key: value}}. Raises UserError when the folder belongs to another run, is in use by another
+    process, is full of other things, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Mapping[str, Any]], may_change: Iterable[str] = MAY_CHANGE) -> None:
+        self.path = path
+        self.checkpoints, self.best, self.final = path / "checkpoints", path / "best", path / "final"
+        self.metrics = path / "metrics.jsonl"
+        self._rows: Any = None
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True) if (path / "config.toml").exists() else _claim(path)
+            self._lock = (path / ".lock").open("a")
+            _lock_or_refuse(self._lock, path)
+            _refuse_other_run(path / "config.toml", config, set(may_change))
+            self.checkpoints.mkdir(exist_ok=True)
+            checkpoint.recover(path)
+            checkpoint.recover(self.checkpoints)
+            checkpoint.replace_file(path / "config.toml", dump_toml(config).encode())
+        except OSError as error:
+            raise UserError(f"cannot write to the output folder {path}: {error.strerror or error}") from error
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``; it is in the hands of the operating system before this returns."""
+        try:
+            if self._rows is None:
+                self._rows = self.metrics.open("a", encoding="utf-8")
+            self._rows.write(json.dumps(row) + "\n")
+            self._rows.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.metrics}: {error.strerror or error}; make room and run the same command again, "
+                "what was saved before is whole"
+            ) from error
+
+    def drop_rows_after(self, step: int) -> None:
+        """Forget the rows past the checkpoint that the run goes on from, and a last line that was cut in the middle."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_bytes().splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if line.endswith(b"\n") and row["step"] <= step:
+                kept.append(line)
+        checkpoint.replace_file(self.metrics, b"".join(kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of ``metrics.jsonl``."""
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def close(self) -> None:
+        """Close the files; the lock is free for others after this."""
+        if self._rows is not None:
+            try:
+                self._rows.close()
+            except OSError:
+                pass  # a full disk, said already by `log`
+            self._rows = None
+        self._lock.close()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _claim(path: Path) -> None:
+    """Make the folder, or accept an empty one; hidden files do not count (a start that died early leaves some)."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"the output folder {path} is a file; choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    others = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if others and others != ["checkpoints"]:
+        raise UserError(f"the output folder {path} holds other things ({others[0]}) and no run; choose another --out")
+
+
+def _lock_or_refuse(file: Any, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is writing to {path} now; wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_change: set[str]) -> None:
+    if not file.exists():
+        return
+    old, new = _flat(read_toml(file)), _flat(config)
+    for key in [*new, *(key for key in old if key not in new)]:
+        before, now = old.get(key), "none" if key in new and new[key] is None else new.get(key)
+        if before != now and key not in may_change:
+            raise UserError(
+                f"the output folder {file.parent} holds another run: {key} is {before!r} there and {now!r} in this call; "
+                "choose another --out"
+            )
+
+
+def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, content in sections.items() for key, value in content.items()}
