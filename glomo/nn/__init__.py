@@ -1,4 +1,4 @@
-"""GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), its transfer (`GraphTransfer`), controls."""
+"""GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), transfer (`GraphTransfer`), controls."""
 
 from glomo.nn.baselines import BandGraph, GraphSource, NoGraph, UniformGraph
 from glomo.nn.config import GLoMoConfig

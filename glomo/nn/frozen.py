@@ -80,9 +80,7 @@ class FrozenGraph(nn.Module):
             needed = tuple(expected[name].shape) if name in expected else "absent"
             found = tuple(weights[name].shape) if name in weights else "absent"
             if needed != found:
-                raise UserError(
-                    f"the saved weight {prefix}{name} is {found}; the saved settings need it to be {needed}."
-                )
+                raise UserError(f"the saved weight {prefix}{name} is {found}; the saved settings need {needed}.")
         predictor.load_state_dict(weights)
         return cls(predictor, vocabulary)
 

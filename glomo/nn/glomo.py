@@ -19,9 +19,9 @@ class GLoMo(nn.Module):
     from g carry features f^0 = embedding to f^L, and a decoder predicts from f_t^L the `horizon` units that follow t.
     What predicts unit t + 1 depends on units up to t only, in training and evaluation mode.
 
-    With `objective="sentence"` (an ablation) there is one prediction per sequence instead: with n = max(1, length // 2),
-    the mean of f_t^L over the first n units starts the decoder, which predicts all units from the n-th (0-based) to
-    the end. `horizon` and `positions` play no part then.
+    With `objective="sentence"` (an ablation) there is one prediction per sequence instead: the mean of f_t^L over the
+    first n = max(1, length // 2) units starts the decoder, which predicts all units from the n-th (0-based) to the end.
+    `horizon` and `positions` play no part then.
 
     After training only `graph_predictor` is transferred; see `glomo.nn.FrozenGraph`.
     """
@@ -54,7 +54,7 @@ class GLoMo(nn.Module):
                 start = torch.take_along_dim(features, positions[..., None], 1)
                 horizon = config.horizon
             weight = self.graph_predictor.embedding.weight
-            loss = loss + 0.5 * self.decoders[index].loss(start, positions, horizon, units, lengths, x, weight)
+            loss = loss + 0.5 * self.decoders[index](start, positions, horizon, units, lengths, x, weight)
             if self.training and config.rescue_weight:
                 rescue = dead_row_rescue(graphs, lengths, config.rescue_margin, config.rescue_targets, generator)
                 loss = loss + 0.5 * config.rescue_weight * rescue
@@ -72,7 +72,7 @@ class GLoMo(nn.Module):
         for index, units in enumerate((tokens, reverse(tokens, lengths))):
             graphs = self.graph_predictor.direction(index, units, embedded[index])
             if self._coupled:
-                predictor = self.graph_predictor.directions[index].features
+                predictor = self.graph_predictor.directions[index].get_submodule("features")
             else:
                 predictor = self.feature_predictors[index]
             found.append((units, embedded[index], graphs, predictor(embedded[index], graphs)))

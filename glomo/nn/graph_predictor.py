@@ -12,7 +12,7 @@ from glomo.nn.graphs import Graphs, reverse
 
 
 class CausalCNN(nn.Module):
-    """Blocks of convolution, normalisation and ReLU in which position t sees positions <= t only: `(B, T, d)` both ways.
+    """Blocks of convolution, normalisation and ReLU in which position t sees positions <= t only; `(B, T, d)` to the same.
 
     Every convolution pads on the left alone, and the normalisation looks at one position at a time, in training and
     evaluation alike. (A symmetric convolution, or BatchNorm over time, would show a unit to what predicts it.)
@@ -67,13 +67,11 @@ class GraphDirection(nn.Module):
         if config.activation == "uniform":
             # scores of a constant 1: every allowed source weighs the same
             nothing = x.new_zeros(x.shape[0], config.layers * config.heads, x.shape[1], 1)
-            query, key, bias = nothing, nothing, 1.0
-        elif config.coupled:
-            query, key, bias = self._coupled(x, attn_mask, reversed)
-        else:
-            layers = range(config.layers)
-            query, key, bias = self._project(self.query_cnn(x), self.key_cnn(x), layers)
-        return self._graphs(query, key, bias, attn_mask, reversed)
+            return self._graphs(nothing, nothing, 1.0, attn_mask, reversed)
+        if config.coupled:
+            return self._graphs(*self._coupled(x, attn_mask, reversed), attn_mask, reversed)
+        projected = self._project(self.query_cnn(x), self.key_cnn(x), range(config.layers))
+        return self._graphs(*projected, attn_mask, reversed)
 
     def _graphs(
         self, query: Tensor, key: Tensor, bias: Tensor | float, attn_mask: Tensor | None, reversed: bool
@@ -81,18 +79,7 @@ class GraphDirection(nn.Module):
         config = self.config
         activation = "softmax" if config.activation == "softmax" else "relu2"
         scale = 1.0 if config.activation == "uniform" else config.scale
-        return Graphs(
-            query,
-            key,
-            bias,
-            attn_mask,
-            config.heads,
-            True,
-            reversed,
-            activation=activation,
-            scale=scale,
-            eps=config.eps,
-        )
+        return Graphs(query, key, bias, attn_mask, config.heads, True, reversed, activation, scale, config.eps)
 
     def _project(self, for_query: Tensor, for_key: Tensor, layers: range) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys `(B, N, T, E)` and the bias for a range of layers, from `(B, T, d)` each."""
@@ -107,18 +94,16 @@ class GraphDirection(nn.Module):
         query, key = split(for_query, self.to_query), split(for_key, self.to_key)
         if config.sparsity == "threshold":
             per_layer = query.unflatten(1, (len(layers), config.heads))
-            weight, shift = (
-                self.threshold_weight[layers.start : layers.stop],
-                self.threshold[layers.start : layers.stop],
-            )
-            bias = -(torch.einsum("blhte,le->blht", per_layer, weight) + shift[:, None, None]).flatten(1, 2)[..., None]
+            threshold = torch.einsum("blhte,le->blht", per_layer, self.threshold_weight[layers.start : layers.stop])
+            threshold = threshold + self.threshold[layers.start : layers.stop, None, None]
+            bias = -threshold.flatten(1, 2)[..., None]
         else:
             bias = self.bias[layers.start : layers.stop].repeat_interleave(config.heads)[:, None, None]
         if config.distance_bias:
             if config.sparsity == "threshold":
                 # The sum of both would be a (B, N, T, T) tensor. So the threshold rides along in the product instead:
                 # one more feature of the query, whose partner in the key is one.
-                query = torch.cat([query, bias / config.scale], -1)
+                query = torch.cat([query, (bias / config.scale).to(query.dtype)], -1)
                 key = torch.cat([key, torch.ones_like(key[..., :1])], -1)
                 bias = self._distance(query.shape[2])[heads]
             else:

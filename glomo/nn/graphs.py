@@ -90,6 +90,7 @@ class Graphs:
 
     def attend(self, value: Tensor) -> Tensor:
         """`A_n value_n` for each graph: `value (B, N, T, Ev) -> (B, N, T, Ev)`; no T x T tensor with relu2."""
+        value = value.to(self.query.dtype)  # differs under autocast only
         if self.activation == "softmax":
             return attention(self.query, self.key, value, self._softmax_mask(), scale=self.scale)
         return relu2_attention(self.query, self.key, value, self.bias, self.attn_mask, **self._settings())
@@ -97,7 +98,7 @@ class Graphs:
     def mix(
         self, features: Tensor, weights: tuple[Tensor, ...], chain_weights: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, ...]:
-        """`sum_n w_n A_n F + sum_n c_n Lambda_n F` for each weight tensor of the tuple (see `glomo.relu2_graph_mix`)."""
+        """`sum_n w_n A_n F + sum_n c_n Lambda_n F` per weight tensor of the tuple, as in `glomo.relu2_graph_mix`."""
         if self.activation == "softmax":
             return graph_mix(self.materialise(), features, weights, chain_weights, num_heads=self.num_heads)
         return relu2_graph_mix(

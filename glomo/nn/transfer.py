@@ -104,7 +104,7 @@ class GraphTransfer(nn.Module):
             )
         if not self.num_directions:
             return features
-        mixed = []
+        mixed: list[Tensor] = []
         for index, graphs in enumerate(graph_inputs):
             h = reverse(features, lengths) if graphs.reversed else features
             graphs = graphs.to(features.dtype)

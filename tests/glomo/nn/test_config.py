@@ -50,5 +50,5 @@ def test_bad_values_are_sentences(overrides, words):
 
 
 def test_unknown_preset():
-    with pytest.raises(UserError, match="papers.*paper, released"):
+    with pytest.raises(UserError, match=r"papers.*paper, released"):
         GLoMoConfig.preset("papers")

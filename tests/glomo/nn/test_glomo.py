@@ -84,7 +84,7 @@ def test_no_leak_of_gradients(oracle, preset, switches, training):
     """The gradient of f_t with respect to the embedded units after it is zero, and of those up to it is not."""
     model = oracle.small(preset, **switches).train(training)
     predictor = model.graph_predictor
-    tokens, lengths = oracle.batch([3, 7, 2, 9, 4, 11])
+    tokens, _ = oracle.batch([3, 7, 2, 9, 4, 11])
     for index in range(2):
         x = torch.randn(1, 6, 8, dtype=torch.float64, requires_grad=True)
         f_module = predictor.directions[index].features if switches.get("coupled") else model.feature_predictors[index]
@@ -105,7 +105,7 @@ def test_sentence_objective_predicts_only_units_after_its_half(oracle):
         return start.sum()
 
     for decoder in model.decoders:
-        decoder.loss = keep
+        decoder.forward = keep
     for ids in ([3, 7, 2, 9, 4, 11, 5], [3, 7, 2, 5, 6, 1, 8]):
         model(*oracle.batch(ids))
     assert torch.equal(starts[0], starts[2])
