@@ -246,8 +246,8 @@ def load_images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray
 
 
 def find(name: str, *kinds: str) -> Dataset:
-    """The entry of that name; a UserError if there is none, or it is of none of the ``kinds`` (all, if none is
-    given).""" if name not in DATASETS:
+    """The entry of that name; a UserError if there is none, or if it is of none of the ``kinds`` where some are given."""
+    if name not in DATASETS:
         nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
         raise UserError(f"there is no data set {name!r}, perhaps {nearest!r}; the known ones are {', '.join(DATASETS)}")
     entry = DATASETS[name]
