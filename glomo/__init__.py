@@ -1,0 +1,29 @@
+"""glomo: ReLU²-normalised relational graphs, attention and exact transfer training for PyTorch.
+
+The ops are plain functions on tensors: `glomo.relu2_attention(query, key, value, bias=1.0)`. Modules are in `glomo.nn`.
+"""
+
+from . import kernels as kernels
+from .kernels import (
+    EPS,
+    attention,
+    attention_varlen,
+    graph_mix,
+    relu2_affinity,
+    relu2_attention,
+    relu2_attention_varlen,
+    relu2_graph_mix,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EPS",
+    "attention",
+    "attention_varlen",
+    "graph_mix",
+    "relu2_affinity",
+    "relu2_attention",
+    "relu2_attention_varlen",
+    "relu2_graph_mix",
+]

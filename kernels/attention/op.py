@@ -1,0 +1,200 @@
+"""attention and its packed form: argument checks, the registered ops, the public functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..arguments import (
+    HeadGroups,
+    accumulator_dtype,
+    autocast_cast,
+    broadcast_lead,
+    check_broadcastable,
+    check_probability,
+    check_qk,
+    check_same_device,
+    dropout_seed,
+)
+from ..backend import select_backend
+from ..registration import differentiable_op
+from ..varlen import check_varlen, split_heads
+from . import blocked, reference
+
+
+def _fake(query, key, value, *_):  # type: ignore[no-untyped-def]
+    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    out = query.new_empty(*lead, query.size(-2), value.size(-1))
+    return out, query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
+
+
+_blocked = differentiable_op(
+    "attention_blocked",
+    blocked.attention_forward,
+    blocked.attention_backward,
+    _fake,
+    differentiable=("query", "key", "value", "attn_mask"),
+)
+
+
+def _fake_varlen(query, key, value, *_):  # type: ignore[no-untyped-def]
+    lse = query.new_empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype))
+    return query.new_empty(*query.shape[:-1], value.size(-1)), lse
+
+
+_blocked_varlen = differentiable_op(
+    "attention_varlen_blocked",
+    blocked.attention_varlen_forward,
+    blocked.attention_varlen_backward,
+    _fake_varlen,
+    differentiable=("query", "key", "value"),
+)
+
+
+def _check_mask(attn_mask: Tensor | None, query: Tensor, is_causal: bool) -> None:
+    if attn_mask is None:
+        return
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attn_mask must be a bool or floating tensor, not {type(attn_mask).__name__}.")
+    if attn_mask.dtype not in (torch.bool, query.dtype, torch.float32):
+        raise TypeError(
+            f"attn_mask is {attn_mask.dtype}, but must be bool, or of the query's dtype {query.dtype} or fp32."
+        )
+    if is_causal:
+        raise ValueError("attn_mask and is_causal cannot both be set: give one mask that holds both.")
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scaled-dot-product attention; argument for argument ``torch.nn.functional.scaled_dot_product_attention``.
+
+    .. code-block:: text
+
+        s[t, j] = scale * <query_t, key_j> + attn_mask[t, j]
+        out[t]  = sum_j softmax_j(s[t, :])[j] value_j
+
+    A target that may read nothing gives a zero row, value and gradient.
+
+    Args:
+        query: (..., H, T, E), floating point, any strides, any leading dimensions.
+        key: (..., H, S, E), of the query's dtype; leading dimensions broadcast.
+        value: (..., H, S, Ev).
+        attn_mask: broadcastable to (..., H, T, S); bool, True = may be read, or floating, added to the scores
+            (it gets its gradient). Not together with is_causal.
+        dropout_p: probability of dropping a weight; applied whenever it is not 0, as in PyTorch.
+        is_causal: target t reads the sources j <= t only (top-left aligned).
+        scale: factor of the products; None means 1 / sqrt(E).
+        enable_gqa: query has H heads, key and value Hk heads, H a multiple of Hk.
+        return_lse: also return the log of the sum of exponentials (..., H, T), in fp32 (fp64 for fp64 inputs),
+            differentiable; -inf where a target may read nothing.
+
+    Returns:
+        out (..., H, T, Ev) of the query's dtype, or (out, lse).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype or shape; the sentence names it.
+
+    Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
+    """
+    check_qk(query, key, value)
+    query, key, value = autocast_cast(query, key, value)
+    _check_mask(attn_mask, query, is_causal)
+    check_same_device(query, attn_mask=attn_mask)
+    check_probability(dropout_p)
+    groups = HeadGroups(query, key, value) if enable_gqa else None
+    if groups:
+        query, key, value = groups.split_query(query), groups.split_key(key), groups.split_key(value)
+        attn_mask = groups.split_pairs(attn_mask)
+    if attn_mask is not None:
+        lead = broadcast_lead(query=query, key=key, value=value)
+        check_broadcastable("attn_mask", attn_mask, (*lead, query.size(-2), key.size(-2)))
+    else:
+        broadcast_lead(query=query, key=key, value=value)
+    run = reference.attention if select_backend() == "reference" else _blocked
+    out, lse = run(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_seed(dropout_p, query.device),
+        float(dropout_p),
+        0 if is_causal else None,
+        _scale(scale, query),
+    )
+    if groups:
+        out, lse = out.flatten(-4, -3), lse.flatten(-3, -2)
+    return (out, lse) if return_lse else out
+
+
+def _scale(scale: float | None, query: Tensor) -> float:
+    return float(scale) if scale is not None else max(query.size(-1), 1) ** -0.5
+
+
+def attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`glomo.attention` for a packed batch of sequences of different lengths, without padding.
+
+    Sequence i has the targets ``cu_seqlens_q[i] : cu_seqlens_q[i + 1]`` and the sources
+    ``cu_seqlens_k[i] : cu_seqlens_k[i + 1]``; it reads nothing of its neighbours, and is_causal counts within it.
+
+    Args:
+        query: (total_q, H, E).
+        key: (total_k, H, E).
+        value: (total_k, H, Ev).
+        cu_seqlens_q: (batch + 1,) int32 or int64 on the query's device, rising from 0 to total_q.
+        cu_seqlens_k: the same for the sources, rising from 0 to total_k.
+        max_seqlen_q: length of the longest sequence of targets, or more.
+        max_seqlen_k: length of the longest sequence of sources, or more.
+        dropout_p, is_causal, scale, enable_gqa, return_lse: as in attention. Dropout is that of the padded batch:
+            the flat batch-head index is i * H + h, t and j count within the sequence.
+
+    Returns:
+        out (total_q, H, Ev), or (out, lse) with lse (total_q, H).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or content; the sentence names it.
+    """
+    check_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, enable_gqa)
+    query, key, value = autocast_cast(query, key, value)
+    check_probability(dropout_p)
+    scale = _scale(scale, query)
+    if enable_gqa:
+        query, key, value, _ = split_heads(query, key, value, None)
+    run = reference.attention_varlen if select_backend() == "reference" else _blocked_varlen
+    out, lse = run(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        dropout_seed(dropout_p, query.device),
+        float(dropout_p),
+        0 if is_causal else None,
+        scale,
+    )
+    if enable_gqa:
+        out, lse = out.flatten(1, 2), lse.flatten(1, 2)
+    return (out, lse) if return_lse else out

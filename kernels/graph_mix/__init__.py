@@ -1,0 +1,1 @@
+from .op import graph_mix as graph_mix

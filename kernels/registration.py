@@ -1,0 +1,99 @@
+"""How a backend's forward and backward functions become one differentiable PyTorch custom op.
+
+A custom op is opaque to torch.compile and torch.export, which see its schema, its fake version (shapes only) and its
+gradient formula: both capture it whole, with static and dynamic shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Op = Callable[..., tuple[Tensor, ...]]
+
+
+def differentiable_op(
+    name: str,
+    forward: Op,
+    backward: Callable[..., Sequence[Tensor]],
+    fake: Op,
+    differentiable: Sequence[str],
+) -> Op:
+    """Registers `glomo::<name>` and `glomo::<name>_backward` and returns the first.
+
+    Args:
+        name: the op's name, unique in the package.
+        forward: forward(*inputs) -> outputs, a tuple of tensors; its annotations give the op's schema.
+        backward: backward(grad_outputs, outputs, *inputs, needs) -> one gradient for every differentiable input,
+            an empty tensor where `needs` (a list of bools, in the order of `differentiable`) says False.
+        fake: fake(*inputs) -> empty tensors with the shapes and dtypes of the outputs.
+        differentiable: names of the inputs that get gradients.
+    """
+    schema = torch.library.infer_schema(forward, mutates_args=())
+    arguments, returns = schema[1:].rsplit(") -> ", 1)
+    op = torch.library.custom_op(f"glomo::{name}", _without_autocast(forward), mutates_args=(), schema=schema)
+    backward_op = torch.library.custom_op(
+        f"glomo::{name}_backward",
+        _without_autocast(backward),
+        mutates_args=(),
+        schema=f"(Tensor[] grad_outputs, Tensor[] outputs, {arguments}, *, bool[] needs) -> Tensor[]",
+    )
+    names = list(inspect.signature(forward).parameters)
+    positions = [names.index(n) for n in differentiable]
+    num_outputs = returns.count("Tensor")
+
+    def fake_backward(grad_outputs, outputs, *inputs, needs):  # type: ignore[no-untyped-def]
+        return [
+            torch.empty_like(inputs[p], memory_format=torch.contiguous_format) if need else outputs[0].new_empty(0)
+            for p, need in zip(positions, needs, strict=True)
+        ]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs = output if num_outputs > 1 else (output,)
+        tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+        ctx.save_for_backward(*outputs, *(inputs[i] for i in tensors))
+        ctx.tensors = tensors
+        ctx.inputs = [None if isinstance(x, Tensor) else x for x in inputs]
+
+    def autograd_backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        inputs = list(ctx.inputs)
+        for i, t in zip(ctx.tensors, saved[num_outputs:], strict=True):
+            inputs[i] = t
+        needs = [ctx.needs_input_grad[p] for p in positions]
+        gradients = backward_op(list(grad_outputs), list(saved[:num_outputs]), *inputs, needs=needs)
+        result: list[Tensor | None] = [None] * len(inputs)
+        for position, need, gradient in zip(positions, needs, gradients, strict=True):
+            if need:
+                result[position] = gradient
+        return tuple(result)
+
+    def no_double_backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(
+            f"The gradient of glomo's {name} is not differentiable itself: run the forward pass inside "
+            'glomo.kernels.use_backend("reference"), which is plain PyTorch, for second derivatives.'
+        )
+
+    op.register_fake(fake)
+    op.register_autograd(autograd_backward, setup_context=setup_context)
+    backward_op.register_fake(fake_backward)
+    backward_op.register_autograd(no_double_backward)
+    return op
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Inside an op the dtypes are the op's own choice: an autocast around the call must not change its products."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensor = next((a for a in args if isinstance(a, Tensor)), None)
+        device = tensor.device.type if tensor is not None else args[0][0].device.type
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run

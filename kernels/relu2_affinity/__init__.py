@@ -1,0 +1,1 @@
+from .op import relu2_affinity as relu2_affinity

@@ -1,0 +1,71 @@
+"""relu2_affinity over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..blocked_scores import ScoreGradients, Scores
+from ..tiles import store
+
+
+def relu2_affinity_forward(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    scores = Scores(query, key, bias, attn_mask, diagonal, scale, lead)
+    affinity = query.new_zeros(*lead, query.size(-2), key.size(-2))
+    normalizer = torch.zeros(*lead, query.size(-2), dtype=scores.dtype, device=query.device)
+    for group in scores.tiles():
+        keys = scores.keys(group[0])
+        for tile in group:
+            squares = scores.masked(tile, scores.queries(tile), keys).relu_().square_()
+            z = squares.sum(-1)
+            store(normalizer, tile, z)
+            target = affinity[(*tile.lead, tile.rows, tile.sources)]
+            target.copy_(squares.div_(denominator(z, eps)[..., None]).view(target.shape))
+    return affinity, normalizer
+
+
+def relu2_affinity_backward(
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    *,
+    needs: list[bool],
+) -> list[Tensor]:
+    """ds = 2 r [(dA - <A, dA>) / (Z + eps) + dZ]."""
+    (daffinity, dnormalizer), normalizer = grad_outputs, outputs[1]
+    scores = Scores(query, key, bias, attn_mask, diagonal, scale, normalizer.shape[:-1])
+    gradients = ScoreGradients(scores, needs)
+    for group in scores.tiles():
+        keys = scores.keys(group[0])
+        for tile in group:
+            q = scores.queries(tile)
+            r = scores.masked(tile, q, keys).relu_()
+            rows, flat = (*tile.lead, tile.rows), (*r.shape[:-1], 1)
+            # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
+            root = denominator(normalizer[rows], eps).reshape(flat).sqrt_()
+            r.div_(root)
+            da = daffinity[(*rows, tile.sources)].reshape(r.shape).to(scores.dtype)
+            delta = (r.square() * da).sum(-1, keepdim=True)
+            shift = root.square() * dnormalizer[rows].reshape(flat) - delta
+            gradients.add(tile, q, keys, da.add(shift).mul_(r).mul_(2 / root))
+    return gradients.results(query, key, bias)
+
+
+def denominator(normalizer: Tensor, eps: float) -> Tensor:
+    """Z + eps, and 1 for a dead row, whose squares are all 0."""
+    return (normalizer + eps).masked_fill_(normalizer == 0, 1)

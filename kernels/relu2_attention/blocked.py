@@ -1,0 +1,183 @@
+"""relu2_attention over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive.
+
+Forward: out = (r² V) / (Z + eps). Backward, from the recomputed r:
+    dV = (A dropped)^T dout,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dP = dout V^T dropped,   delta = <out, dout>
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..arguments import accumulator_dtype
+from ..philox import keep_mask
+from ..blocked_scores import ScoreGradients, Scores, gradient_like
+from ..relu2_affinity.blocked import denominator
+from ..tiles import Tile, add_to, batch_head_indices, pad_lead, store, take_flat
+from ..varlen import sequences
+
+
+class Dropout:
+    """The kept pairs of a tile, times 1 / (1 - p)."""
+
+    def __init__(self, seed: Tensor | None, dropout_p: float, lead: torch.Size, first_batch_head: int = 0) -> None:
+        self.seed, self.dropout_p = seed, dropout_p
+        if seed is not None:
+            self.batch_heads = batch_head_indices(lead, seed.device) + first_batch_head
+
+    def apply_(self, weights: Tensor, tile: Tile) -> Tensor:
+        """Drops from weights (count, rows, sources) in place."""
+        if self.seed is None:
+            return weights
+        if self.dropout_p == 1.0:
+            return weights.zero_()
+        n = self.batch_heads[tile.lead].reshape(-1)
+        keep = keep_mask(self.seed, self.dropout_p, n, range(tile.rows.start, tile.rows.stop), weights.size(-1))
+        return weights.mul_(keep).div_(1 - self.dropout_p)
+
+
+def relu2_attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    first_batch_head: int = 0,
+) -> tuple[Tensor, Tensor]:
+    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    scores = Scores(query, key, bias, attn_mask, diagonal, scale, lead)
+    value = pad_lead(value, len(lead))
+    dropout = Dropout(seed, dropout_p, lead, first_batch_head)
+    out = query.new_zeros(*lead, query.size(-2), value.size(-1))
+    normalizer = torch.zeros(*lead, query.size(-2), dtype=scores.dtype, device=query.device)
+    for group in scores.tiles():
+        keys = scores.keys(group[0])
+        values = take_flat(value, group[0], slice(None), scores.dtype)
+        for tile in group:
+            r = scores.masked(tile, scores.queries(tile), keys).relu_()
+            squares = r.mul_(r)
+            z = squares.sum(-1)
+            store(normalizer, tile, z)
+            product = torch.bmm(dropout.apply_(squares, tile), values[:, tile.sources])
+            store(out, tile, product.div_(denominator(z, eps)[..., None]))
+    return out, normalizer
+
+
+def relu2_attention_backward(
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    first_batch_head: int = 0,
+    *,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key, value and bias."""
+    (dout, dnormalizer), (out, normalizer) = grad_outputs, outputs
+    lead = normalizer.shape[:-1]
+    scores = Scores(query, key, bias, attn_mask, diagonal, scale, lead)
+    dropout = Dropout(seed, dropout_p, lead, first_batch_head)
+    gradients = ScoreGradients(scores, [needs[0], needs[1], needs[3]])
+    values = pad_lead(value, len(lead))
+    dvalue = torch.zeros(values.shape, dtype=scores.dtype, device=value.device) if needs[2] else None
+    scores_need_gradient = needs[0] or needs[1] or needs[3]
+    for group in scores.tiles():
+        keys = scores.keys(group[0])
+        values_t = take_flat(values, group[0], slice(None), scores.dtype).mT
+        for tile in group:
+            q = scores.queries(tile)
+            r = scores.masked(tile, q, keys).relu_()
+            rows, flat = (*tile.lead, tile.rows), (*r.shape[:-1], 1)
+            # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
+            root = denominator(normalizer[rows], eps).reshape(flat).sqrt_()
+            r.div_(root)
+            dout_tile = take_flat(dout, tile, tile.rows, scores.dtype)
+            if dvalue is not None:
+                weights = dropout.apply_(r.square(), tile)
+                add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(weights.mT, dout_tile))
+            if scores_need_gradient:
+                delta = (take_flat(out, tile, tile.rows, scores.dtype) * dout_tile).sum(-1, keepdim=True)
+                dz = dnormalizer[rows].reshape(flat)
+                dweights = dropout.apply_(torch.bmm(dout_tile / root, values_t[..., tile.sources]), tile)
+                gradients.add(tile, q, keys, dweights.add_(dz * root - delta / root).mul_(r.mul_(2)))
+    dquery, dkey, dbias = gradients.results(query, key, bias)
+    return [dquery, dkey, gradient_like(value, dvalue), dbias]
+
+
+def relu2_attention_varlen_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Sequence by sequence: query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between
+    broadcasts. bias (total_q or 1, total_k or 1, ...)."""
+    out = query.new_zeros(*query.shape[:-1], value.size(-1))
+    normalizer = torch.zeros(query.shape[:-1], dtype=accumulator_dtype(query.dtype), device=query.device)
+    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
+        q, k, v, b = sequence.targets(query), sequence.sources(key), sequence.sources(value), sequence.pairs(bias)
+        o, z = relu2_attention_forward(
+            q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, sequence.first_batch_head
+        )
+        sequence.targets(out).copy_(o)
+        sequence.targets(normalizer[..., None]).copy_(z[..., None])
+    return out, normalizer
+
+
+def relu2_attention_varlen_backward(
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    *,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key, value and bias."""
+    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    dbias = None if bias is None else torch.zeros(bias.shape, dtype=accumulator_dtype(query.dtype), device=bias.device)
+    (dout, dz), (out, z) = grad_outputs, outputs
+    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
+        q, k, v, b = sequence.targets(query), sequence.sources(key), sequence.sources(value), sequence.pairs(bias)
+        gradients = relu2_attention_backward(
+            [sequence.targets(dout), sequence.targets(dz[..., None]).squeeze(-1)],
+            [sequence.targets(out), sequence.targets(z[..., None]).squeeze(-1)],
+            *(q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, sequence.first_batch_head),
+            needs=needs,
+        )
+        targets = (sequence.targets(dquery), sequence.sources(dkey), sequence.sources(dvalue), sequence.pairs(dbias))
+        for need, total, gradient in zip(needs, targets, gradients, strict=True):
+            if need and total is not None:
+                total.add_(gradient)
+    return [
+        gradient_like(t, total if need else None, query)
+        for t, total, need in zip((query, key, value, bias), (dquery, dkey, dvalue, dbias), needs, strict=True)
+    ]
