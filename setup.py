@@ -4,7 +4,11 @@
 from setuptools import find_packages, setup
 
 setup(
-    packages=["glomo", *(f"glomo.{name}" for name in find_packages("glomo"))]
-    + ["glomo.kernels", *(f"glomo.kernels.{name}" for name in find_packages("kernels"))],
+    packages=[
+        "glomo",
+        *(f"glomo.{name}" for name in find_packages("glomo")),
+        "glomo.kernels",
+        *(f"glomo.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"glomo": "glomo", "glomo.kernels": "kernels"},
 )

@@ -149,7 +149,7 @@ class HeadGroups:
             )
         if self.key_heads == 0 or self.heads % self.key_heads:
             raise ValueError(
-                f"enable_gqa needs the number of query heads ({self.heads}) to be a multiple of the key heads ({self.key_heads})."
+                f"enable_gqa needs the query heads ({self.heads}) to be a multiple of the key heads ({self.key_heads})."
             )
 
     def split_query(self, query: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ broadcasts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -54,10 +55,9 @@ def sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, query: Tensor, key: Te
 
 def _boundaries(name: str, cu_seqlens: Tensor, of: str, packed: Tensor) -> list[int]:
     values: list[int] = cu_seqlens.tolist()
-    if values[0] != 0 or values[-1] != packed.size(0) or any(a > b for a, b in zip(values, values[1:], strict=False)):
-        raise ValueError(
-            f"{name} must rise from 0 to the {packed.size(0)} rows of {of}, but is {values[:8]}{'...' if len(values) > 8 else ''}."
-        )
+    if values[0] != 0 or values[-1] != packed.size(0) or any(a > b for a, b in itertools.pairwise(values)):
+        shown = f"{values[:8]}{'...' if len(values) > 8 else ''}"
+        raise ValueError(f"{name} must rise from 0 to the {packed.size(0)} rows of {of}, but is {shown}.")
     return values
 
 
@@ -83,7 +83,7 @@ def check_varlen(
     if enable_gqa:
         if key.size(1) == 0 or query.size(1) % key.size(1):
             raise ValueError(
-                f"enable_gqa needs the number of query heads ({query.size(1)}) to be a multiple of the key heads ({key.size(1)})."
+                f"enable_gqa needs the query heads ({query.size(1)}) to be a multiple of the key heads ({key.size(1)})."
             )
     elif key.size(1) != query.size(1):
         raise ValueError(f"key has {key.size(1)} heads, but query has {query.size(1)} (enable_gqa is off).")
@@ -96,7 +96,8 @@ def check_varlen(
             raise ValueError(f"{name} is on {t.device}, but must be on the query's device, {query.device}.")
     if cu_seqlens_q.size(0) != cu_seqlens_k.size(0):
         raise ValueError(
-            f"cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, but have {cu_seqlens_q.size(0)} and {cu_seqlens_k.size(0)} entries."
+            "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, but have "
+            f"{cu_seqlens_q.size(0)} and {cu_seqlens_k.size(0)} entries."
         )
     for name, size in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
         if size < 0:
@@ -120,8 +121,9 @@ def varlen_bias(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | Non
     if bias.shape in ((total_q, 1, heads), (1, total_k, heads), (1, 1, heads)):
         return bias
     raise ValueError(
-        f"bias has shape {shape_of(bias)}, but must be a float, (H,) = ({heads},), per target (total_q, H) = {(total_q, heads)} "
-        f"or per source (total_k, H) = {(total_k, heads)}; a per-source bias may be given as (1, total_k, H), which is needed where total_q = total_k."
+        f"bias has shape {shape_of(bias)}, but must be a float, (H,) = ({heads},), per target (total_q, H) = "
+        f"{(total_q, heads)} or per source (total_k, H) = {(total_k, heads)}; a per-source bias may be given as "
+        "(1, total_k, H), which is needed where total_q = total_k."
     )
 
 

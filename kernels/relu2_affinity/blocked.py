@@ -1,4 +1,4 @@
-"""relu2_affinity over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive."""
+"""relu2_affinity over blocks of targets: besides inputs, outputs and gradients nothing larger than a tile is alive."""
 
 from __future__ import annotations
 

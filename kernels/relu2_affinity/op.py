@@ -50,7 +50,7 @@ def relu2_affinity(
     eps: float = EPS,
     enable_gqa: bool = False,
 ) -> Tensor:
-    r"""The GLoMo graph: ReLU²-normalised key-query affinities.
+    """The GLoMo graph: ReLU²-normalised key-query affinities.
 
     .. code-block:: text
 

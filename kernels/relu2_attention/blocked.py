@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import accumulator_dtype
-from ..philox import keep_mask
 from ..blocked_scores import ScoreGradients, Scores, gradient_like
+from ..philox import keep_mask
 from ..relu2_affinity.blocked import denominator
 from ..tiles import Tile, add_to, batch_head_indices, pad_lead, store, take_flat
 from ..varlen import sequences

@@ -70,7 +70,7 @@ def relu2_attention(
     enable_gqa: bool = False,
     return_normalizer: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""ReLU²-normalised attention: the graph of :func:`glomo.relu2_affinity` times the value, the graph never in memory.
+    """ReLU²-normalised attention: the graph of :func:`glomo.relu2_affinity` times the value, never in memory.
 
     .. code-block:: text
 

@@ -22,6 +22,6 @@ def relu2_graph_mix(
     scale: float,
     eps: float,
 ) -> Tensor:
-    """(M, ..., T, Ef) of query (..., N, T, E), key (..., N, S, E), features (..., S, Ef), weights (M, ..., T or 1, N)."""
+    """(M, ..., T, Ef) of query (..., N, T, E), key (..., N, S, E), features (..., S, Ef), weights (M, ..., T|1, N)."""
     graphs, _ = affinity_and_normalizer(query, key, bias, attn_mask, diagonal, scale, eps)
     return graph_mix(graphs, features, weights, chain_weights, num_heads, accumulator_dtype(query.dtype))
