@@ -30,6 +30,11 @@ class Tile:
     sources: slice  # 0 .. one past the last source that any of the targets may read
 
     @property
+    def at_rows(self) -> tuple[slice, ...]:
+        """Index of the tile's targets in a tensor (lead..., T, ...)."""
+        return (*self.lead, self.rows)
+
+    @property
     def count(self) -> int:
         return math.prod(self.lead_shape)
 
@@ -101,7 +106,7 @@ def add_to(total: Tensor, tile: Tile, tail: tuple[slice, ...], piece: Tensor) ->
 
 def store(total: Tensor, tile: Tile, piece: Tensor) -> None:
     """total[tile rows] = piece, for totals that have every leading dimension whole."""
-    target = total[(*tile.lead, tile.rows)]
+    target = total[tile.at_rows]
     target.copy_(piece.view(target.shape))
 
 

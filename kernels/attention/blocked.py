@@ -90,8 +90,8 @@ def attention_backward(
         for tile in group:
             q = scores.queries(tile)
             weights = scores.masked(tile, q, keys)
-            rows, flat = (*tile.lead, tile.rows), (*weights.shape[:-1], 1)
-            row_lse = lse[rows].reshape(flat)
+            flat = (*weights.shape[:-1], 1)
+            row_lse = lse[tile.at_rows].reshape(flat)
             empty = row_lse == MINUS_INFINITY
             weights.sub_(row_lse.masked_fill(empty, 0)).exp_()  # all 0 in an empty row
             dout_tile = take_flat(dout, tile, tile.rows, scores.dtype)
@@ -100,7 +100,7 @@ def attention_backward(
                 add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(dropped.mT, dout_tile))
             if scores_need_gradient:
                 delta = (take_flat(out, tile, tile.rows, scores.dtype) * dout_tile).sum(-1, keepdim=True)
-                shift = dlse[rows].reshape(flat).masked_fill(empty, 0) - delta
+                shift = dlse[tile.at_rows].reshape(flat).masked_fill(empty, 0) - delta
                 dweights = dropout.apply_(torch.bmm(dout_tile, values_t[..., tile.sources]), tile)
                 gradients.add(tile, q, keys, dweights.add_(shift).mul_(weights))
     dquery, dkey, dmask = gradients.results(query, key, attn_mask)

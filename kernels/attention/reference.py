@@ -32,10 +32,9 @@ def attention(
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query = query.expand(*lead, *query.shape[-2:])
         scores = query.to(dtype) @ key.to(dtype).mT * scale
-        is_float = attn_mask is not None and attn_mask.dtype != torch.bool
-        if is_float:
-            scores = scores + attn_mask
-        allowed = allowed_pairs(query, key, None if is_float else attn_mask, diagonal)
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            scores, attn_mask = scores + attn_mask, None
+        allowed = allowed_pairs(query, key, attn_mask, diagonal)
         if allowed is not None:
             scores = scores.masked_fill(~allowed, float("-inf"))
         row_max = scores.detach().amax(-1, keepdim=True) if scores.size(-1) else scores.new_zeros(*scores.shape[:-1], 1)

@@ -113,7 +113,8 @@ def mix_forward(mixture: Mixture, dtype: torch.dtype) -> Tensor:
                     rows = graph @ previous[:, :, tile.sources]
                     state[:, :, tile.rows] = rows
                     result += weighted_sum(mixture.tile_weights(mixture.chain_weights, tile, heads), rows)
-                target = out[(slice(None), *tile.lead, tile.rows)]
+                index = (slice(None), *tile.at_rows)
+                target = out[index]
                 target.add_(result.movedim(2, 0).reshape(target.shape))
             if state is not None:
                 previous = state
@@ -142,13 +143,14 @@ def mix_backward(mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> tuple
         features = take_flat(mixture.features, first, slice(None), graphs.dtype)
         states = mixture.chain(group, features) if chained else []
         dstate: Tensor | None = None  # d/dX of the stage at hand, from the stage above it
-        for index in reversed(range(len(mixture.stages))):
-            stage = mixture.stages[index]
-            previous = (states[index - 1] if index else features[:, None]) if chained else None
-            dprevious = torch.zeros_like(states[0]) if chained and index else None
+        for level in reversed(range(len(mixture.stages))):
+            stage = mixture.stages[level]
+            previous = (states[level - 1] if level else features[:, None]) if chained else None
+            dprevious = torch.zeros_like(states[0]) if chained and level else None
             for tile in group:
                 # (count, rows, M, E) and its product with the features (count, rows, M, sources)
-                dtile = dout[(slice(None), *tile.lead, tile.rows)].reshape(m, tile.count, tile.num_rows, -1)
+                index = (slice(None), *tile.at_rows)
+                dtile = dout[index].reshape(m, tile.count, tile.num_rows, -1)
                 dtile = dtile.permute(1, 2, 0, 3).to(graphs.dtype).contiguous()
                 dmixed = None
                 if need_graphs or need_weights:
@@ -168,7 +170,7 @@ def mix_backward(mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> tuple
                         dgraph = torch.einsum("mctn,ctms->cnts", w.expand(-1, -1, tile.num_rows, -1), dmixed)
                         delta = (w * dot).sum(0).transpose(1, 2)[..., None]
                     if previous is not None and chain_weights is not None:
-                        state = states[index][:, :, tile.rows]
+                        state = states[level][:, :, tile.rows]
                         if dchain is not None:
                             add_weights(dchain, tile, heads, torch.einsum("ctme,cnte->mctn", dtile, state))
                         c = mixture.tile_weights(chain_weights, tile, heads).expand(-1, -1, tile.num_rows, -1)
@@ -203,7 +205,8 @@ class GivenGraphs:
     """Graphs that lie in memory."""
 
     def __init__(self, graphs: Tensor, lead: torch.Size, need_gradient: bool = False) -> None:
-        self.tensor, self.lead, self.diagonal = pad_lead(graphs, len(lead) + 1), lead, None
+        self.tensor, self.lead = pad_lead(graphs, len(lead) + 1), lead
+        self.diagonal: int | None = None
         self.num_graphs, self.num_targets, self.num_sources = graphs.shape[-3:]
         self.dtype = accumulator_dtype(graphs.dtype)
         self.gradient = (

@@ -22,6 +22,7 @@ def canonical_weights(name: str, weights: Weights, lead: torch.Size, num_targets
     canonical = []
     for index, w in enumerate(weights if several else (weights,)):
         label = f"{name}[{index}]" if several else name
+        given = w
         if not isinstance(w, Tensor):
             raise TypeError(f"{label} must be a tensor, not {type(w).__name__}.")
         if not w.is_floating_point():
@@ -38,7 +39,6 @@ def canonical_weights(name: str, weights: Weights, lead: torch.Size, num_targets
             or w.size(-1) != n
             or any(a not in (1, b) for a, b in zip(w.shape, shape, strict=True))
         ):
-            given = weights[index] if several else weights
             raise ValueError(
                 f"{label} has shape {shape_of(given)}, but must be (N,) = ({n},), (..., N) = {(*lead, n)} or "
                 f"per target (..., T, N) = {shape}."
@@ -83,7 +83,7 @@ def common_lead(**shapes: torch.Size) -> torch.Size:
         raise ValueError(f"The leading dimensions must broadcast, but they are: {listed}.") from None
 
 
-def _fake(graphs, features, weights, chain_weights, num_heads):  # type: ignore[no-untyped-def]
+def _fake(graphs, features, weights, chain_weights, num_heads):
     lead = torch.broadcast_shapes(graphs.shape[:-3], features.shape[:-2])
     return features.new_empty(weights.size(0), *lead, graphs.size(-2), features.size(-1))
 
@@ -139,6 +139,7 @@ def graph_mix(
     check_last("features", features, -2, num_sources, "the graphs' sources")
     lead = common_lead(graphs=graphs.shape[:-3], features=features.shape[:-2])
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, features, n, num_heads)
+    out: Tensor
     if select_backend() == "reference":
         out = reference.graph_mix(graphs, features, w, c, num_heads, accumulator_dtype(features.dtype))
     else:

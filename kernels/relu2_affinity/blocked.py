@@ -28,7 +28,7 @@ def relu2_affinity_forward(
             squares = scores.masked(tile, scores.queries(tile), keys).relu_().square_()
             z = squares.sum(-1)
             store(normalizer, tile, z)
-            target = affinity[(*tile.lead, tile.rows, tile.sources)]
+            target = affinity[tile.at_rows][..., tile.sources]
             target.copy_(squares.div_(denominator(z, eps)[..., None]).view(target.shape))
     return affinity, normalizer
 
@@ -55,13 +55,13 @@ def relu2_affinity_backward(
         for tile in group:
             q = scores.queries(tile)
             r = scores.masked(tile, q, keys).relu_()
-            rows, flat = (*tile.lead, tile.rows), (*r.shape[:-1], 1)
+            flat = (*r.shape[:-1], 1)
             # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
-            root = denominator(normalizer[rows], eps).reshape(flat).sqrt_()
+            root = denominator(normalizer[tile.at_rows], eps).reshape(flat).sqrt_()
             r.div_(root)
-            da = daffinity[(*rows, tile.sources)].reshape(r.shape).to(scores.dtype)
+            da = daffinity[tile.at_rows][..., tile.sources].reshape(r.shape).to(scores.dtype)
             delta = (r.square() * da).sum(-1, keepdim=True)
-            shift = root.square() * dnormalizer[rows].reshape(flat) - delta
+            shift = root.square() * dnormalizer[tile.at_rows].reshape(flat) - delta
             gradients.add(tile, q, keys, da.add(shift).mul_(r).mul_(2 / root))
     return gradients.results(query, key, bias)
 

@@ -23,7 +23,7 @@ from ..registration import differentiable_op
 from . import blocked, reference
 
 
-def _fake(query, key, bias, attn_mask, diagonal, scale, eps):  # type: ignore[no-untyped-def]
+def _fake(query, key, bias, attn_mask, diagonal, scale, eps):
     lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     normalizer = query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
     return query.new_empty(*lead, query.size(-2), key.size(-2)), normalizer

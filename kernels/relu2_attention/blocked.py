@@ -100,9 +100,9 @@ def relu2_attention_backward(
         for tile in group:
             q = scores.queries(tile)
             r = scores.masked(tile, q, keys).relu_()
-            rows, flat = (*tile.lead, tile.rows), (*r.shape[:-1], 1)
+            flat = (*r.shape[:-1], 1)
             # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
-            root = denominator(normalizer[rows], eps).reshape(flat).sqrt_()
+            root = denominator(normalizer[tile.at_rows], eps).reshape(flat).sqrt_()
             r.div_(root)
             dout_tile = take_flat(dout, tile, tile.rows, scores.dtype)
             if dvalue is not None:
@@ -110,7 +110,7 @@ def relu2_attention_backward(
                 add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(weights.mT, dout_tile))
             if scores_need_gradient:
                 delta = (take_flat(out, tile, tile.rows, scores.dtype) * dout_tile).sum(-1, keepdim=True)
-                dz = dnormalizer[rows].reshape(flat)
+                dz = dnormalizer[tile.at_rows].reshape(flat)
                 dweights = dropout.apply_(torch.bmm(dout_tile / root, values_t[..., tile.sources]), tile)
                 gradients.add(tile, q, keys, dweights.add_(dz * root - delta / root).mul_(r.mul_(2)))
     dquery, dkey, dbias = gradients.results(query, key, bias)

@@ -26,7 +26,7 @@ from ..varlen import check_varlen, split_heads, varlen_bias
 from . import blocked, reference
 
 
-def _fake(query, key, value, *_):  # type: ignore[no-untyped-def]
+def _fake(query, key, value, *_):
     lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     return out, query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
@@ -41,7 +41,7 @@ _blocked = differentiable_op(
 )
 
 
-def _fake_varlen(query, key, value, *_):  # type: ignore[no-untyped-def]
+def _fake_varlen(query, key, value, *_):
     normalizer = query.new_empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype))
     return query.new_empty(*query.shape[:-1], value.size(-1)), normalizer
 

@@ -23,7 +23,7 @@ from ..registration import differentiable_op
 from . import blocked, reference
 
 
-def _fake(query, key, features, weights, *_):  # type: ignore[no-untyped-def]
+def _fake(query, key, features, weights, *_):
     lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], features.shape[:-2])
     return features.new_empty(weights.size(0), *lead, query.size(-2), features.size(-1))
 
