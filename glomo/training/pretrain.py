@@ -12,13 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windows, read_texts
+from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training.config import to_dict
 from glomo.training.graph_files import graph_meta
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.run_folder import RunFolder
+from glomo.training.texts import unlabelled
 
 STATISTICS_WINDOWS = 8  # zeros and dead rows are counted on so many held-out windows: their graphs are held in full
 
@@ -66,7 +67,7 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     """Run a recipe; afterwards ``out/final`` and ``out/best`` hold graphs for `load_graph`. Returns the last metrics row."""
-    texts = load_unlabelled(config.data)
+    texts = unlabelled(config.data.text, config.data.dataset, config.data.column)
     vocabulary = build_vocabulary(texts, config.data)
     # the shortest text to train on: one unit to read and D to predict
     windows = Windows(texts, vocabulary, config.data.length, config.model.horizon + 1, join=config.data.join)
@@ -133,17 +134,6 @@ def count_predictions(config: GLoMoConfig, lengths: Tensor) -> int:
     if config.objective == "sentence":
         return int((lengths - (lengths // 2).clamp(min=1)).clamp(min=0).sum())
     return int(sum((lengths - ahead).clamp(min=0).sum() for ahead in range(1, config.horizon + 1)))
-
-
-def load_unlabelled(data: PretrainData) -> list[str]:
-    """The texts of a [data] section."""
-    if data.text:
-        return [text for path in data.text for text in read_texts(path, data.column)]
-    if not data.dataset:
-        raise UserError("the recipe names no text: give --data.text FILE or --data.dataset NAME (see `glomo data ls`)")
-    from glomo.data.catalogue import load_texts
-
-    return [text for name in data.dataset for text in load_texts(name, "train")]
 
 
 def build_vocabulary(texts: list[str], data: PretrainData) -> AnyVocabulary:

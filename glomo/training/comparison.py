@@ -1,0 +1,89 @@
+"""Results of several graphs and seeds, side by side: means, spreads and paired differences."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained classifier: test accuracy from 0 to 1, shares of zero weights and dead rows in the graph, seconds."""
+
+    graph: str
+    seed: int
+    accuracy: float
+    share_zero: float | None
+    share_dead: float | None
+    seconds: float
+
+
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """{"runs", "graphs", "differences"} as plain JSON.
+
+    "graphs" has for each graph the mean and the sample standard deviation (None for one seed) of the accuracy, and the
+    means of the rest; "differences" has, for each other graph, mean and deviation of (learned - it) over common seeds.
+    """
+    graphs = list(dict.fromkeys(run.graph for run in runs))
+    of = {graph: [run for run in runs if run.graph == graph] for graph in graphs}
+    accuracy = {graph: {run.seed: run.accuracy for run in of[graph]} for graph in graphs}
+    differences = {}
+    if "learned" in of:
+        for other in graphs:
+            common = [seed for seed in accuracy["learned"] if other != "learned" and seed in accuracy[other]]
+            if common:
+                differences[f"learned - {other}"] = _spread([accuracy["learned"][s] - accuracy[other][s] for s in common])
+    return {
+        "runs": [asdict(run) for run in runs],
+        "graphs": {
+            graph: {
+                **_spread([run.accuracy for run in of[graph]]),
+                "share_zero": _mean([run.share_zero for run in of[graph]]),
+                "share_dead": _mean([run.share_dead for run in of[graph]]),
+                "seconds": _mean([run.seconds for run in of[graph]]),
+            }
+            for graph in graphs
+        },
+        "differences": differences,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a table to read; accuracies and differences in per cent."""
+    rows = [("graph", "accuracy %", "learned - it", "zeros %", "dead %", "seconds")]
+    for graph, found in results["graphs"].items():
+        difference = results["differences"].get(f"learned - {graph}")
+        rows.append(
+            (
+                graph,
+                _percent(found["mean"], found["std"]),
+                _percent(difference["mean"], difference["std"], "+") if difference else "",
+                _percent(found["share_zero"]),
+                _percent(found["share_dead"]),
+                f"{found['seconds']:.1f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "count": len(values),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _percent(mean: float | None, std: float | None = None, sign: str = "") -> str:
+    if mean is None:
+        return ""
+    return f"{100 * mean:{sign}.1f}" + ("" if std is None else f" ± {100 * std:.1f}")

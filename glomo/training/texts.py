@@ -1,0 +1,61 @@
+"""Where the texts of a recipe come from: files of one's own, the catalogue, or the synthetic recall task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glomo.data import read_labelled, read_texts
+from glomo.errors import UserError
+
+RECALL = "recall"  # the synthetic task's name among the data sets
+_RECALL_SIZES = {"unlabelled": (20_000, 1), "train": (2_000, 2), "test": (1_000, 3)}  # how many, and the seed
+
+Labelled = list[tuple[str, str]]
+
+
+def unlabelled(files: Sequence[str], datasets: Sequence[str], column: str) -> list[str]:
+    """All texts of the files, or, when there is none, of the data sets. Raises UserError when neither is named."""
+    if files:
+        return [text for path in files for text in read_texts(path, column)]
+    if not datasets:
+        raise UserError("the recipe names no text: give --data.text FILE or --data.dataset NAME (see `glomo data ls`)")
+    from glomo.data.catalogue import load_texts
+
+    return [
+        text
+        for name in datasets
+        for text in (_recall_unlabelled() if name == RECALL else load_texts(name, "train"))
+    ]
+
+
+def labelled(train: str, test: str, dataset: str, text_column: str, label_column: str) -> tuple[Labelled, Labelled]:
+    """(training, test) examples as (text, label), of two files, or, when there are none, of a data set."""
+    if train or test:
+        if not (train and test):
+            raise UserError("a task needs two files, --data.train FILE and --data.test FILE; only one is given")
+        return read_labelled(train, text_column, label_column), read_labelled(test, text_column, label_column)
+    if not dataset:
+        raise UserError(
+            "the recipe names no task: give --data.train FILE and --data.test FILE, or --data.dataset NAME "
+            "(see `glomo data ls`)"
+        )
+    if dataset == RECALL:
+        return _recall_labelled("train"), _recall_labelled("test")
+    from glomo.data.catalogue import load_labelled
+
+    return load_labelled(dataset, "train"), load_labelled(dataset, "test")
+
+
+def _recall_unlabelled() -> list[str]:
+    from glomo.data.recall import Recall
+
+    task, words = Recall(), Recall().vocabulary.words
+    return [" ".join(words[unit] for unit in units) for units in task.unlabelled(*_RECALL_SIZES["unlabelled"])]
+
+
+def _recall_labelled(split: str) -> Labelled:
+    from glomo.data.recall import Recall
+
+    task, words = Recall(), Recall().vocabulary.words
+    examples = task.labelled(*_RECALL_SIZES[split])
+    return [(" ".join(words[unit] for unit in units), str(label)) for units, label in examples]
