@@ -24,7 +24,7 @@ def sample_positions(lengths: Tensor, size: int, count: int, generator: torch.Ge
 
 
 class ContextDecoder(nn.Module):
-    """A GRU that starts from a feature vector (in all its layers) and predicts the next units: log P(x_{t+1..t+D} | f_t).
+    """A GRU that starts from a feature vector f_t (in all its layers) and predicts the next units x_{t+1..t+D}.
 
     Its first input is zero, then the true units (teacher forcing): step d predicts x_{t+d} having read
     x_{t+1..t+d-1}. The logits are the products with the embedding of the units, which is tied.

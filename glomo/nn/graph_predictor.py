@@ -12,7 +12,7 @@ from glomo.nn.graphs import Graphs, reverse
 
 
 class CausalCNN(nn.Module):
-    """Blocks of convolution, normalisation and ReLU in which position t sees positions <= t only; `(B, T, d)` to the same.
+    """Blocks of convolution, normalisation and ReLU; position t sees positions <= t only. `(B, T, d)` to the same.
 
     Every convolution pads on the left alone, and the normalisation looks at one position at a time, in training and
     evaluation alike. (A symmetric convolution, or BatchNorm over time, would show a unit to what predicts it.)

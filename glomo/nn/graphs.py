@@ -172,7 +172,9 @@ def dead_row_rescue(
     """
     size = graphs.query.shape[-2]
     device = graphs.query.device
-    drawn = torch.randperm(max(size - 1, 0), generator=generator)[:num_targets] + 1
+    if size < 2:
+        return torch.zeros((), device=device)
+    drawn = torch.randperm(size - 1, generator=generator)[:num_targets] + 1
     target = drawn.sort().values.to(device)
     allowed = torch.arange(size, device=device) < target[:, None]
     if graphs.attn_mask is not None:

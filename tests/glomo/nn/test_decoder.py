@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+import glomo.nn.decoder as decoder_module
+from glomo.nn import ContextDecoder
+from glomo.nn.decoder import sample_positions
+
+
+def inputs(dim=6, vocabulary=11):
+    torch.manual_seed(0)
+    table = torch.randn(vocabulary, dim, dtype=torch.float64, requires_grad=True)
+    tokens, lengths = torch.randint(1, vocabulary, (3, 7)), torch.tensor([7, 4, 1])
+    features = torch.randn(3, 7, dim, dtype=torch.float64, requires_grad=True)
+    return table, tokens, lengths, features, ContextDecoder(dim, 2).double()
+
+
+def by_hand(decoder, table, tokens, lengths, features, positions, horizon):
+    """Each decoder by itself through nn.GRU, its units picked with plain lists."""
+    losses = []
+    for row, length in enumerate(lengths.tolist()):
+        for t in positions[row]:
+            ahead = tokens[row, t + 1 : min(t + 1 + horizon, length)]
+            if len(ahead) == 0:
+                continue
+            fed = torch.cat([torch.zeros_like(table[:1]), table[ahead[:-1]]])
+            out, _ = decoder.rnn(fed, features[row, t].expand(2, -1).contiguous())
+            losses.append(torch.nn.functional.cross_entropy(out @ table.T, ahead, reduction="none"))
+    return torch.cat(losses).mean()
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 20])
+@pytest.mark.parametrize("chunk", [1, 10**9], ids=["one row a chunk", "one chunk"])
+def test_loss_and_gradient_do_not_depend_on_the_chunks(horizon, chunk, monkeypatch):
+    monkeypatch.setattr(decoder_module, "_CHUNK_LOGITS", chunk)
+    table, tokens, lengths, features, decoder = inputs()
+    positions = torch.arange(6).expand(3, -1)
+    start = features[:, :6]
+    loss = decoder(start, positions, horizon, tokens, lengths, table[tokens], table)
+    expected = by_hand(decoder, table, tokens, lengths, features, positions.tolist(), horizon)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    wanted = [table, features, *decoder.parameters()]
+    for found, right in zip(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(found, right)
+
+
+def test_chunks_keep_the_logits_small(monkeypatch):
+    monkeypatch.setattr(decoder_module, "_CHUNK_LOGITS", 100)
+    table, tokens, lengths, features, decoder = inputs()
+    sizes = []
+    real = torch.nn.functional.cross_entropy
+
+    def watched(logits, *args, **kwargs):
+        sizes.append(logits.numel())
+        return real(logits, *args, **kwargs)
+
+    monkeypatch.setattr(decoder_module.F, "cross_entropy", watched)
+    with torch.no_grad():
+        decoder(features, torch.arange(7).expand(3, -1), 3, tokens, lengths, table[tokens], table)
+    assert len(sizes) == 7
+    assert max(sizes) <= 100
+
+
+def test_each_pair_counts_once_and_none_past_the_end():
+    table, tokens, lengths, features, decoder = inputs()
+    count = []
+    decoder._chunk_loss = lambda start, fed, targets, weight: count.append(int((targets >= 0).sum())) or start.sum() * 0
+    decoder(features, torch.arange(7).expand(3, -1), 3, tokens, lengths, table[tokens], table)
+    assert sum(count) == sum(1 for n in (7, 4, 1) for t in range(n) for d in (1, 2, 3) if t + d < n)
+
+
+def test_the_prediction_of_a_unit_never_reads_it():
+    """Step d reads units up to t + d - 1: unit t + d moves the losses of later steps only."""
+    table, tokens, lengths, features, decoder = inputs()
+    embedded = table[tokens].detach().requires_grad_()
+    position = torch.tensor([[2], [2], [2]])
+    for horizon in (1, 2, 3):
+        loss = decoder(features[:, 2:3], position, horizon, tokens, lengths, embedded, table)
+        (gradient,) = torch.autograd.grad(loss, embedded)
+        read = gradient[0].abs().sum(-1) > 0
+        assert read.tolist() == [3 <= t < 2 + horizon for t in range(7)]
+
+
+def test_positions_are_drawn_without_replacement_where_there_is_a_next_unit():
+    lengths = torch.tensor([9, 5, 2, 1, 0])
+    generator = torch.Generator().manual_seed(0)
+    seen = [set() for _ in lengths]
+    for _ in range(200):
+        positions = sample_positions(lengths, 9, 4, generator)
+        assert positions.shape == (5, 4)
+        for row, length in enumerate(lengths.tolist()):
+            chosen = positions[row].tolist()
+            assert len(set(chosen)) == 4
+            useful = [t for t in chosen if t < length - 1]
+            assert len(useful) == min(4, max(length - 1, 0))
+            seen[row].update(useful)
+    assert seen == [set(range(8)), {0, 1, 2, 3}, {0}, set(), set()]
+
+
+def test_positions_repeat_with_the_generator():
+    lengths = torch.full((4,), 50)
+    first, second = (sample_positions(lengths, 50, 5, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, sample_positions(lengths, 50, 5, torch.Generator().manual_seed(4)))

@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from glomo.nn import Graphs, dead_row_rescue, reverse
+
+
+def test_reverse_turns_each_sequence_by_its_own_length():
+    x = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9], [0, 0, 0, 0]])
+    lengths = torch.tensor([3, 2, 4, 0])
+    expected = torch.tensor([[3, 2, 1, 0], [5, 4, 0, 0], [9, 8, 7, 6], [0, 0, 0, 0]])
+    assert torch.equal(reverse(x, lengths), expected)
+    deep = torch.randn(4, 4, 2, 3)
+    assert torch.equal(reverse(reverse(deep, lengths), lengths), deep)
+    assert torch.equal(reverse(deep, lengths)[1, 0], deep[1, 1])
+
+
+def test_layers_are_layer_major_slices():
+    query, key, bias = torch.randn(2, 6, 5, 3), torch.randn(2, 6, 5, 3), torch.randn(6, 1, 1)
+    graphs = Graphs(query, key, bias, num_heads=2)
+    whole = graphs.materialise()
+    assert graphs.num_layers == 3
+    for layer in range(3):
+        assert torch.equal(graphs.layer(layer).materialise(), whole[:, 2 * layer : 2 * layer + 2])
+    assert torch.equal(graphs.layer(-1).materialise(), graphs.layer(2).materialise())
+
+
+@pytest.mark.parametrize("activation", ["relu2", "softmax"])
+def test_rows_are_normalised_strictly_causal_or_zero(activation):
+    graphs = Graphs(torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4), 0.1, activation=activation, eps=0.0)
+    weights = graphs.materialise()
+    assert torch.all(weights.triu() == 0)  # no self-loops, nothing later
+    assert torch.all(weights[:, :, 0] == 0)
+    total = weights.sum(-1)
+    torch.testing.assert_close(total[total > 0], torch.ones_like(total[total > 0]))
+    value = torch.randn(2, 3, 6, 2)
+    torch.testing.assert_close(graphs.attend(value), weights @ value)
+
+
+def test_dead_rows_are_zero_with_zero_gradient():
+    query = torch.zeros(1, 1, 4, 2, requires_grad=True)
+    graphs = Graphs(query, torch.randn(1, 1, 4, 2), -1.0)
+    out = graphs.attend(torch.randn(1, 1, 4, 3))
+    out.sum().backward()
+    assert torch.all(out == 0)
+    assert torch.all(query.grad == 0)
+
+
+def test_statistics_count_true_pairs_only():
+    """Scores are written by hand: one sequence of three units, one of two, in a batch of width four."""
+    one = torch.ones(2, 1, 4, 1)
+    scores = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [-1, 2, 0, 0], [1, 1, 1, 0]]).float()[None, None]
+    dead = torch.full((1, 1, 4, 4), -1.0)
+    graphs = Graphs(one * 0, one, torch.cat([scores, dead]), num_heads=1)
+    found = graphs.statistics(torch.tensor([3, 2]))
+    # allowed: (1,0) (2,0) (2,1) in the first sequence, (1,0) in the second
+    # zero: (2,0) in the first, (1,0) in the second, which is a dead row
+    assert found == (4, 2, 3, 1)
+    assert (found.share_zero, found.share_dead) == (0.5, 1 / 3)
+
+
+def test_statistics_leave_masked_sources_out():
+    one = torch.ones(1, 2, 3, 1)
+    mask = torch.tensor([False, True, True])[None, None, None]
+    found = Graphs(one, one, 0.0, mask, num_heads=2).statistics(torch.tensor([3]))
+    assert found == (2, 0, 2, 0)  # target 2 reads source 1, and target 1 has nothing it may read
+
+
+def test_rescue_pulls_dead_rows_up_and_leaves_others_alone():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 5, 3, requires_grad=True), torch.randn(2, 2, 5, 3)
+    lengths = torch.tensor([5, 3])
+    low = dead_row_rescue(Graphs(query, key, -50.0), lengths, 0.5, 99)
+    (gradient,) = torch.autograd.grad(low, query)
+    assert low > 1000
+    assert torch.all(gradient[:, :, 0] == 0)  # the first target has no source
+    assert torch.all(gradient[1, :, 3:] == 0)  # padding
+    assert torch.all(gradient[0, :, 1:].abs().sum(-1) > 0)
+    high = dead_row_rescue(Graphs(query, key, 50.0), lengths, 0.5, 99)
+    assert high == 0
+    assert torch.all(torch.autograd.grad(high, query)[0] == 0)
+
+
+def test_rescue_of_sampled_targets_estimates_the_whole():
+    torch.manual_seed(0)
+    graphs = Graphs(torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4), torch.randn(2, 9, 9))
+    lengths = torch.tensor([9, 9, 9])
+    whole = dead_row_rescue(graphs, lengths, 2.0, 8)
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.stack([dead_row_rescue(graphs, lengths, 2.0, 2, generator) for _ in range(400)])
+    assert parts.std() > 0
+    assert parts.mean().item() == pytest.approx(whole.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_rescue_without_any_source_is_zero(size):
+    empty = torch.randn(2, 1, size, 3)
+    assert dead_row_rescue(Graphs(empty, empty, 0.0), torch.tensor([size, 0]), 0.5, 4) == 0
+
+
+def test_rescue_where_every_source_is_masked_has_no_nan():
+    query = torch.randn(1, 1, 3, 2, requires_grad=True)
+    mask = torch.zeros(1, 1, 1, 3, dtype=torch.bool)
+    loss = dead_row_rescue(Graphs(query, query.detach(), 0.0, mask), torch.tensor([3]), 0.5, 4)
+    loss.backward()
+    assert loss == 0
+    assert torch.all(query.grad == 0)
