@@ -32,8 +32,9 @@ def vocabulary_from_dict(saved: dict[str, Any]) -> AnyVocabulary:
     Raises:
         UserError: the saved form is of neither kind, or damaged.
     """
-    kinds: dict[str, type[Vocabulary] | type[Subwords]] = {"words": Vocabulary, "subwords": Subwords}
     kind = saved.get("kind") if isinstance(saved, dict) else None
-    if kind not in kinds:
-        raise UserError(f"a saved vocabulary is of the kind {kind!r}; 'words' or 'subwords' is needed")
-    return kinds[kind].from_dict(saved)
+    if kind == "words":
+        return Vocabulary.from_dict(saved)
+    if kind == "subwords":
+        return Subwords.from_dict(saved)
+    raise UserError(f"a saved vocabulary is of the kind {kind!r}; 'words' or 'subwords' is needed")

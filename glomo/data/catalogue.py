@@ -246,7 +246,7 @@ def load_images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray
 
 
 def find(name: str, *kinds: str) -> Dataset:
-    """The entry of that name; a UserError if there is none, or if it is of none of the ``kinds`` where some are given."""
+    """The entry of that name; a UserError if there is none, or if ``kinds`` are given and it is of none of them."""
     if name not in DATASETS:
         nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0)[0]
         raise UserError(f"there is no data set {name!r}, perhaps {nearest!r}; the known ones are {', '.join(DATASETS)}")

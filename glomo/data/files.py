@@ -224,7 +224,7 @@ def _no_column(path: Path, column: str, found: list[str], line: int | None = Non
     return UserError(f"{path}{place} column {column!r}; {there}")
 
 
-def _listed(wanted: str, names: Sequence[str], most: int = 10) -> str:
+def _listed(wanted: str, names: Sequence[str], most: int = 6) -> str:
     """The names, the one most like the wanted one first, cut to a readable length."""
 
     def likeness(name: str) -> float:
