@@ -3,9 +3,9 @@
 A sequence holds a few key-value pairs among fillers, then the question mark ``Q`` and one of its keys; the value
 bound to that key follows. With keys K, values V and fillers f::
 
-    f3 K7 V2 f0 f8 K1 V9 K4 V4 f3 K2 V5 f1 Q K1      -> V9, whose class is the label
+    fc Kg Vb fa fh Ka Vi Kd Vd fc Kb Ve fa Q Ka      -> Vi, whose class is the label
 
-Pre-training sees unlabelled sequences with the answer at their end (predicting it needs the link from the second K1
+Pre-training sees unlabelled sequences with the answer at their end (predicting it needs the link from the second Ka
 to the first); the labelled task sees sequences without the answer. Reading the label needs "which value stands behind
 the earlier place of this key", a relation and not a feature, so it shows what a transferred graph can do. It is no
 real data.
@@ -59,9 +59,13 @@ class Recall:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The ids as words: ``<pad> <unk> Q K0 K1 ... V0 V1 ... f0 f1 ...``; it encodes such words back, too."""
+        """The ids as words: ``<pad> <unk> Q Ka Kb ... Va Vb ... fa fb ...``; it encodes such words back, too.
+
+        Numbers are written in letters (``_letters``), so that the words also stay apart in a vocabulary that makes text
+        lower case or has one mark for all tokens with a digit.
+        """
         counts = (("K", self.keys), ("V", self.values), ("f", self.fillers))
-        words = ["Q", *(f"{kind}{i}" for kind, count in counts for i in range(count))]
+        words = ["Q", *(kind + _letters(i) for kind, count in counts for i in range(count))]
         return Vocabulary(words, lowercase=False, digits=None)
 
     def unlabelled(self, n: int, seed: int) -> list[list[int]]:
@@ -90,3 +94,9 @@ class Recall:
             asked = int(random.integers(self.pairs))
             drawn.append(([*sequence, 2, int(keys[asked])], int(values[asked])))
         return drawn
+
+
+def _letters(number: int) -> str:
+    """0, 1, ... 25, 26, ... as a, b, ... z, ba, ..."""
+    rest = _letters(number // 26) if number >= 26 else ""
+    return rest + "abcdefghijklmnopqrstuvwxyz"[number % 26]

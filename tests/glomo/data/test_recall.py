@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from glomo.data import Vocabulary
 from glomo.data.recall import Recall
 from glomo.errors import UserError
 
@@ -14,13 +15,21 @@ def solve(words: list[str]) -> str:
     return words[words.index(words[-1]) + 1]
 
 
-@pytest.mark.parametrize("task", [Recall(), Recall(keys=5, values=7, fillers=1, pairs=5, length=13, classes=3)])
+def number(value: str) -> int:
+    """The number of a value's word: Va is 0, Vb is 1, ..."""
+    found = 0
+    for letter in value.removeprefix("V"):
+        found = 26 * found + "abcdefghijklmnopqrstuvwxyz".index(letter)
+    return found
+
+
+@pytest.mark.parametrize("task", [Recall(), Recall(keys=5, values=60, fillers=1, pairs=5, length=13, classes=3)])
 def test_the_label_is_the_class_of_the_bound_value(task):
     words = task.vocabulary.words
     for ids, label in task.labelled(200, seed=1):
         read = [words[i] for i in ids]
         assert len(read) == task.length + 2
-        assert int(solve(read).removeprefix("V")) % task.classes == label
+        assert number(solve(read)) % task.classes == label
         keys = [word for word in read[:-2] if word.startswith("K")]
         assert len(keys) == len(set(keys)) == task.pairs
         assert sum(word.startswith("V") for word in read) == task.pairs
@@ -50,7 +59,7 @@ def test_without_the_link_the_label_cannot_be_told():
     places: Counter[int] = Counter()
     for ids, label in examples:
         read = [task.vocabulary.words[i] for i in ids]
-        classes = Counter(int(word[1:]) % task.classes for word in read if word.startswith("V"))
+        classes = Counter(number(word) % task.classes for word in read if word.startswith("V"))
         right += classes.most_common(1)[0][0] == label
         places[[word for word in read if word.startswith("K")].index(read[-1])] += 1
     assert right / 2000 < 0.55
@@ -62,6 +71,12 @@ def test_the_vocabulary_reads_its_own_words():
     ids, _ = task.labelled(1, seed=0)[0]
     text = " ".join(task.vocabulary.words[i] for i in ids)
     assert task.vocabulary.encode(text) == ids
+
+
+def test_the_words_stay_apart_in_any_vocabulary():
+    task = Recall(keys=60)
+    words = task.vocabulary.words[2:]
+    assert len(Vocabulary.build([" ".join(words)], 1000)) == len(task.vocabulary)
 
 
 @pytest.mark.parametrize(
