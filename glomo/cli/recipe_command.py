@@ -13,7 +13,7 @@ Schema = TypeVar("Schema")
 
 
 def parse(argv: Sequence[str], command: str, schema: type[Schema]) -> tuple[Schema, Path] | None:
-    """``RECIPE [--out DIR] [--section.key value ...]`` as (configuration, output folder); None when help was printed."""
+    """``RECIPE [--out DIR] [--section.key value ...]`` as (configuration, folder); None when help was printed."""
     arguments = split_arguments(argv)
     options = dict(arguments.options)
     wants_help = options.pop("help", None) is not None
@@ -22,7 +22,10 @@ def parse(argv: Sequence[str], command: str, schema: type[Schema]) -> tuple[Sche
         return None
     if len(arguments.positional) != 1:
         names = ", ".join(_recipes_for(command))
-        raise UserError(f"`glomo {command}` needs one recipe, a name or a file, but has {len(arguments.positional)}; known are {names}")
+        raise UserError(
+            f"`glomo {command}` needs one recipe, a name or a file, but has {len(arguments.positional)}; "
+            f"known are {names}"
+        )
     recipe = arguments.positional[0]
     out = options.pop("out", None) or f"runs/{recipe_path(recipe).stem}"
     config = load_recipe(recipe, options, schema, command)

@@ -1,8 +1,9 @@
 """Checkpoints: folders that are whole or not there, checked by sha256, read without unpickling anything.
 
-A checkpoint is a folder of up to three files: ``model.safetensors`` (the weights), ``train_state.pt`` (everything else that
-an exact resume needs; read with ``weights_only=True``) and ``meta.json`` (format, step, configuration, vocabulary, and the
-sha256 of the other two). It is written under a temporary name in the same parent folder, flushed to the disk, and renamed.
+A checkpoint is a folder of up to three files: ``model.safetensors`` (the weights), ``train_state.pt`` (everything
+else that an exact resume needs; read with ``weights_only=True``) and ``meta.json`` (format, step, configuration,
+vocabulary, and the sha256 of the other two). It is written under a temporary name in the same parent folder, flushed
+to the disk, and renamed.
 """
 
 from __future__ import annotations
@@ -98,14 +99,16 @@ def load(folder: Path) -> Checkpoint:
         found = hashlib.sha256(data[name]).hexdigest()
         if found != sums.get(name):
             raise UserError(
-                f"{folder} is not a whole checkpoint: {name} ({len(data[name])} bytes) is cut or changed, its sha256 is "
-                f"{found[:12]} and {META} says {str(sums.get(name))[:12]}"
+                f"{folder} is not a whole checkpoint: {name} ({len(data[name])} bytes) is cut or changed, its sha256 "
+                f"is {found[:12]} and {META} says {str(sums.get(name))[:12]}"
             )
     try:
         weights = safetensors.torch.load(data[WEIGHTS])
         weights.update({name: weights[first] for name, first in meta.get("tied", {}).items()})
         state = torch.load(io.BytesIO(data[STATE]), weights_only=True) if STATE in data else None
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+    except pickle.UnpicklingError:
+        raise UserError(f"{folder / STATE} holds more than tensors and plain values, and is not read") from None
+    except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from None
     return Checkpoint(folder, weights, state, meta)
 
@@ -132,11 +135,12 @@ def latest(parent: Path) -> Checkpoint | None:
 
 def step_folders(parent: Path) -> list[Path]:
     """The ``step-000800`` folders of ``parent``, oldest first."""
-    return sorted(path for path in parent.glob("step-*") if path.name[5:].isdigit())
+    found = [path for path in parent.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def prune(parent: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` step folders (each first renamed, so that no half-removed one is ever seen)."""
+    """Remove all but the newest ``keep`` step folders (each renamed first: no half-removed one is ever seen)."""
     for folder in step_folders(parent)[:-keep]:
         doomed = parent / f"{TEMPORARY}old-{folder.name}"
         shutil.rmtree(doomed, ignore_errors=True)
@@ -184,7 +188,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _untie(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous CPU tensors, each once, and {name: the name it shares its tensor with} (safetensors refuses sharing)."""
+    """Contiguous CPU tensors, each once, and {name: the name it shares with} (safetensors refuses shared ones)."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from glomo.nn.baselines import GraphSource
 
 
 class BiGRU(nn.Module):
-    """One GRU in each direction, the second over every sequence reversed by its true length: `(B, T, d)` to `(B, T, out)`."""
+    """A GRU in each direction, the second over sequences reversed by true length: `(B, T, d)` to `(B, T, out)`."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.grus = nn.ModuleList(nn.GRU(dim, size, batch_first=True) for size in (out_dim - out_dim // 2, out_dim // 2))
+        self.grus = nn.ModuleList(
+            nn.GRU(dim, size, batch_first=True) for size in (out_dim - out_dim // 2, out_dim // 2)
+        )
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         forward, backward = self.grus
@@ -43,20 +46,20 @@ class TextClassifier(nn.Module):
         head: str = "pooling",
         hidden: int = 64,
         dropout: float = 0.0,
-        **mixing: object,
+        **mixing: Any,
     ) -> None:
         super().__init__()
         dim = vectors.shape[1]
         self.embedding = nn.Embedding.from_pretrained(vectors.clone(), freeze=not train_vectors, padding_idx=0)
         self.states = BiGRU(dim, dim) if states else None
-        self.transfer = GraphTransfer(graph, dim, **mixing)  # type: ignore[arg-type]
+        self.transfer = GraphTransfer(graph, dim, **mixing)
         width = self.transfer.out_dim
         self.head = BiGRU(width, hidden) if head == "bigru" else nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, num_classes)
 
     def forward(self, units: Tensor, lengths: Tensor, graph_inputs: Sequence[Graphs]) -> Tensor:
-        """`units (B, T)` of the table, `lengths (B,)` at least 1, and what `graph.queries_keys` gave: `(B, classes)`."""
+        """`units (B, T)` of the table, `lengths (B,)` at least 1, what `graph.queries_keys` gave: `(B, classes)`."""
         features = self.dropout(self.embedding(units))
         if self.states is not None:
             features = self.states(features, lengths)

@@ -34,7 +34,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         for other in graphs:
             common = [seed for seed in accuracy["learned"] if other != "learned" and seed in accuracy[other]]
             if common:
-                differences[f"learned - {other}"] = _spread([accuracy["learned"][s] - accuracy[other][s] for s in common])
+                differences[f"learned - {other}"] = _spread(
+                    [accuracy["learned"][s] - accuracy[other][s] for s in common]
+                )
     return {
         "runs": [asdict(run) for run in runs],
         "graphs": {

@@ -1,8 +1,8 @@
 """Recipes: TOML text -> nested plain dataclasses, with typed ``--section.key value`` overrides.
 
 A *schema* is a dataclass whose fields are sections, each section a dataclass of plain values (``str int float bool``,
-``tuple[...]`` of one of them, ``Literal``, or one of these ``| None``). A recipe is a TOML file that says for which command
-it is, what it does, and the values that differ from the defaults::
+``tuple[...]`` of one of them, ``Literal``, or one of these ``| None``). A recipe is a TOML file that says for which
+command it is, what it does, and the values that differ from the defaults::
 
     command = "pretrain"
     about = "what this recipe does, in one line"
@@ -12,7 +12,8 @@ it is, what it does, and the values that differ from the defaults::
 
 TOML has no null: ``"none"`` stands for None where a field may be None. A section class with a ``preset`` class method
 takes the key ``preset``: its values are the start, the section's other keys replace them. The string below a field is
-its help. A schema's class attribute ``DERIVED`` ({section: keys}) names fields that follow from the data and are no keys.
+its help. A schema's class attribute ``DERIVED`` ({section: keys}) names fields that follow from the data: they are no
+keys.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def load_recipe(name_or_path: str, overrides: Mapping[str, str], schema: type[Schema], command: str) -> Schema:
     """The recipe as an instance of ``schema``, with ``overrides`` ({"train.steps": "60"}) on top.
 
-    Raises UserError for an unknown recipe, section or key (naming the nearest known one), for a value of the wrong type,
-    and for a recipe that belongs to another command.
+    Raises UserError for an unknown recipe, section or key (naming the nearest known one), for a value of the wrong
+    type, and for a recipe that belongs to another command.
     """
     recipe = read_recipe(name_or_path)
     meant_for = recipe.pop("command", command)
@@ -167,18 +168,20 @@ def build(schema: type[Schema], values: Mapping[str, Any], where: str) -> Schema
                 known = elsewhere or [f"{section}.{k}" for k in keys[section]]
                 raise UserError(f"unknown key {section}.{key} in {where}{nearest(f'{section}.{key}', known)}")
     made = {}
+    defaults = schema()
     for section, cls in _sections(schema).items():
         given = {
             key: convert(value, keys[section][key], f"{section}.{key}")
             for key, value in values.get(section, {}).items()
         }
         preset = given.pop("preset", None)
-        made[section] = cls(**given) if preset is None else cls.preset(preset, **given)
+        start = getattr(defaults, section)
+        made[section] = dataclasses.replace(start, **given) if preset is None else cls.preset(preset, **given)  # type: ignore[attr-defined]
     return schema(**made)
 
 
 def convert(value: Any, needed: Any, key: str) -> Any:
-    """``value`` (from TOML, or Text from the command line) as the type ``needed``, or a UserError that names all three."""
+    """``value`` (from TOML, or Text from the command line) as the type ``needed``; UserError names all three."""
     origin, inner = get_origin(needed), get_args(needed)
     if origin in (Union, types.UnionType):
         if isinstance(value, str) and value.lower() == "none" and type(None) in inner:
@@ -190,7 +193,9 @@ def convert(value: Any, needed: Any, key: str) -> Any:
         return next(choice for choice in inner if str(choice) == str(value))
     if origin is tuple:
         if isinstance(value, str):
-            value = [Text(part.strip()) if isinstance(value, Text) else part for part in value.split(",") if part.strip()]
+            value = [
+                Text(part.strip()) if isinstance(value, Text) else part for part in value.split(",") if part.strip()
+            ]
         if not isinstance(value, (list, tuple)):
             value = [value]
         return tuple(convert(part, inner[0], key) for part in value)
@@ -289,5 +294,5 @@ def _meanings(cls: type) -> dict[str, str]:
     for line, below in zip(body.body, body.body[1:], strict=False):
         is_field = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
         if is_field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            found[line.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined, union-attr]
+            found[line.target.id] = " ".join(str(below.value.value).split())  # type: ignore[attr-defined]
     return found

@@ -1,4 +1,4 @@
-"""A pre-trained graph on the disk: what of a pre-training checkpoint a target task needs, read back as a frozen graph."""
+"""A pre-trained graph on the disk: what a target task needs of a pre-training checkpoint, read as a frozen graph."""
 
 from __future__ import annotations
 

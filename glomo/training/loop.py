@@ -1,12 +1,12 @@
 """The training loop: settings, set-up, one loop, to be read from top to bottom.
 
-**Resume is exact.** A run that dies anywhere (kill -9 included) and is started again from its last checkpoint computes the
-same losses to the last bit, given equal versions and numbers of threads. Little has to be remembered for that: which examples
-a step reads is a function of (seed, step), and every step starts with all random generators seeded by (seed, step, rank). A
-checkpoint holds the step, the weights, the optimiser and the best validation loss so far.
+**Resume is exact.** A run that dies anywhere (kill -9 included) and is started again from its last checkpoint computes
+the same losses to the last bit, given equal versions and numbers of threads. Little has to be remembered for that:
+which examples a step reads is a function of (seed, step), and every step starts with all random generators seeded by
+(seed, step, rank). A checkpoint holds the step, the weights, the optimiser and the best validation loss so far.
 
-Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss terms, so
-that N processes compute what one would on the whole batch, to within rounding. Only the first process writes.
+Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss
+terms, so that N processes compute what one would on the whole batch, to within rounding. Only the first process writes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("keep", 1), ("patience", 1)):
             _at_least(name, getattr(self, name), least)
-        for name in ("lr", "momentum", "weight_decay", "clip", "warmup", "eval_every", "checkpoint_every", "seed", "threads"):
+        for name in (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "clip",
+            "warmup",
+            "eval_every",
+            "checkpoint_every",
+            "seed",
+            "threads",
+        ):
             _at_least(name, getattr(self, name), 0)
 
 
@@ -139,8 +149,12 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     if where is not None:
         found = found or checkpoint.load(Path(str(where)))
         state = _check_resume(found, task, config)
-        model.load_state_dict(found.weights)
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            model.load_state_dict(found.weights)
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{found.folder} does not fit the model of this run: {reason}") from None
         start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
         seconds_before = row["seconds"]
     if folder:
@@ -152,9 +166,23 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         if folder and step > saved:
             state = {"step": step, "optimizer": optimizer.state_dict(), "best": best, "plateau": plateau, "row": row}
             state |= {"identity": task.identity, "environment": _environment(world)}
-            checkpoint.save(folder.checkpoints / f"step-{step:06}", model.state_dict(), state, {"step": step, **task.meta})
+            target = folder.checkpoints / f"step-{step:06}"
+            checkpoint.save(target, model.state_dict(), state, {"step": step, **task.meta})
             checkpoint.prune(folder.checkpoints, config.keep)
         saved = step
+
+    def judge(step: int, valid: Any) -> None:
+        """Keep the best weights; halve the rate of a plateau."""
+        nonlocal best
+        if valid is not None and valid < best:
+            best, plateau["bad"] = valid, 0
+            if folder:
+                meta = {"step": step, "valid_loss": best, **task.meta}
+                checkpoint.save(folder.best, model.state_dict(), None, meta)
+        elif config.decay == "plateau":
+            plateau["bad"] += 1
+            if plateau["bad"] >= config.patience:
+                plateau["scale"], plateau["bad"] = plateau["scale"] / 2, 0
 
     progress = Progress(task.title, start, config.steps, config.progress if world.rank == 0 else 0.0)
     if start:
@@ -199,18 +227,10 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 row |= {"units": int(all_units), "seconds": round(seconds_before + time.monotonic() - begun, 3)}
                 last = step == config.steps
                 if task.validate and (last or (config.eval_every and step % config.eval_every == 0)):
-                    row |= task.validate()
-                    valid = world.from_first(row.get("valid_loss"))
-                    if isinstance(valid, float) and valid < best:
-                        best, plateau["bad"] = valid, 0
-                        if folder:
-                            checkpoint.save(folder.best, model.state_dict(), None, {"step": step, "valid_loss": best, **task.meta})
-                    elif config.decay == "plateau":
-                        plateau["bad"] += 1
-                        if plateau["bad"] >= config.patience:
-                            plateau["scale"], plateau["bad"] = plateau["scale"] / 2, 0
-                    figures = ", ".join(f"{name} {row[name]:.4g}" for name in row if name not in _ALWAYS)
-                    progress.note(f"step {step}: {figures}")
+                    figures = task.validate()
+                    progress.note(f"step {step}: " + ", ".join(f"{name} {figures[name]:.4g}" for name in figures))
+                    row |= figures
+                    judge(step, world.from_first(figures.get("valid_loss")))
                 if folder:
                     folder.log(row)
                 progress.update(step, mean, int(all_units))
@@ -219,7 +239,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 if signalled:
                     # several processes may have been told: the sum of equal numbers still tells which signal it was
                     code = 128 + (stopped_by[0] if stopped_by else signal.SIGTERM)
-                    raise Interrupted(f"stopped after step {step}, which is saved; the same command goes on from there", code)
+                    raise Interrupted(
+                        f"stopped after step {step}, which is saved; the same command goes on from there", code
+                    )
             save(row["step"])
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -230,9 +252,6 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     if folder and not (start == config.steps and folder.final.exists()):
         checkpoint.save(folder.final, model.state_dict(), None, {"step": row["step"], **task.meta})
     return row
-
-
-_ALWAYS = ("step", "loss", "lr", "grad_norm", "units", "seconds")
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -271,7 +290,7 @@ def _seed(seed: int, step: int, rank: int, generator: torch.Generator) -> None:
 def _environment(world: World) -> dict[str, str]:
     """What the last bits of a result depend on besides the seed."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain string: its own class would not be read back
         "threads": str(torch.get_num_threads()),
         "processes": str(world.size),
         "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
@@ -283,13 +302,15 @@ def _check_resume(found: checkpoint.Checkpoint, task: Task, config: TrainConfig)
         raise UserError(f"{found.folder} has no {checkpoint.STATE}; a run cannot go on from it")
     state = found.state
     if state["step"] > config.steps:
-        raise UserError(f"{found.folder.parent.parent} is at step {state['step']} already, past train.steps = {config.steps}")
+        raise UserError(
+            f"{found.folder.parent.parent} is at step {state['step']} already, past train.steps = {config.steps}"
+        )
     for name, now in task.identity.items():
         before = state["identity"].get(name)
         if before != now:
             raise UserError(
-                f"{found.folder} was made with another {name}: its fingerprint was {str(before)[:12]} and is {now[:12]} now; "
-                "choose another --out"
+                f"{found.folder} was made with another {name}: its fingerprint was {str(before)[:12]} and is "
+                f"{now[:12]} now; choose another --out"
             )
     return state
 
@@ -301,7 +322,7 @@ def _not_finite(what: str, value: float, step: int, saved: int) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in the list given, so that the loop can finish its step; a second Ctrl-C breaks at once."""
+    """Note Ctrl-C and SIGTERM in the list given, so that the loop ends its step; a second Ctrl-C breaks at once."""
     seen: list[int] = []
 
     def note(number: int, frame: Any) -> None:

@@ -66,7 +66,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
-    """Run a recipe; afterwards ``out/final`` and ``out/best`` hold graphs for `load_graph`. Returns the last metrics row."""
+    """Run a recipe: then ``out/final`` and ``out/best`` hold graphs for `load_graph`. Returns the last metrics row."""
     texts = unlabelled(config.data.text, config.data.dataset, config.data.column)
     vocabulary = build_vocabulary(texts, config.data)
     # the shortest text to train on: one unit to read and D to predict
@@ -75,7 +75,11 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
 
 
 def pretrain_on(
-    windows: Windows, vocabulary: AnyVocabulary, config: PretrainConfig, out: Path, identity: dict[str, str] | None = None
+    windows: Windows,
+    vocabulary: AnyVocabulary,
+    config: PretrainConfig,
+    out: Path,
+    identity: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """`pretrain` on windows that exist already; of ``windows`` only ``lengths`` and ``batch(indices)`` are used."""
     world = set_up(config.train)

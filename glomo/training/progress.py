@@ -33,7 +33,8 @@ class Progress:
             self._shown = now
             left = (now - self._began) / (step - self.start) * (self.steps - step)
             print(
-                f"{self.title}: step {step}/{self.steps}, loss {loss:.4f}, {_short(rate)} tokens/s, {_clock(left)} left",
+                f"{self.title}: step {step}/{self.steps}, loss {loss:.4f}, {_short(rate)} tokens/s, "
+                f"{_clock(left)} left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -6,6 +6,7 @@ the resolved configuration in ``config.toml`` must be the same, but for the keys
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ except ImportError:  # no such locks on Windows: two processes there must mind e
     fcntl = None  # type: ignore[assignment]
 
 # What may differ when a run is taken up again: how long it goes and what it reports and keeps, not what it computes.
-MAY_CHANGE = ("train.steps", "train.progress", "train.checkpoint_every", "train.keep")
+MAY_CHANGE = tuple(f"train.{key}" for key in ("steps", "progress", "checkpoint_every", "keep", "threads", "device"))
 
 
 class RunFolder:
@@ -31,7 +32,9 @@ class RunFolder:
     process, is full of other things, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Mapping[str, Any]], may_change: Iterable[str] = MAY_CHANGE) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Mapping[str, Any]], may_change: Iterable[str] = MAY_CHANGE
+    ) -> None:
         self.path = path
         self.checkpoints, self.best, self.final = path / "checkpoints", path / "best", path / "final"
         self.metrics = path / "metrics.jsonl"
@@ -82,10 +85,8 @@ class RunFolder:
     def close(self) -> None:
         """Close the files; the lock is free for others after this."""
         if self._rows is not None:
-            try:
+            with contextlib.suppress(OSError):  # a full disk, said already by `log`
                 self._rows.close()
-            except OSError:
-                pass  # a full disk, said already by `log`
             self._rows = None
         self._lock.close()
 
@@ -125,8 +126,8 @@ def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_c
         before, now = old.get(key), "none" if key in new and new[key] is None else new.get(key)
         if before != now and key not in may_change:
             raise UserError(
-                f"the output folder {file.parent} holds another run: {key} is {before!r} there and {now!r} in this call; "
-                "choose another --out"
+                f"the output folder {file.parent} holds another run: {key} is {before!r} there and {now!r} in this "
+                "call; choose another --out"
             )
 
 

@@ -22,9 +22,7 @@ def unlabelled(files: Sequence[str], datasets: Sequence[str], column: str) -> li
     from glomo.data.catalogue import load_texts
 
     return [
-        text
-        for name in datasets
-        for text in (_recall_unlabelled() if name == RECALL else load_texts(name, "train"))
+        text for name in datasets for text in (_recall_unlabelled() if name == RECALL else load_texts(name, "train"))
     ]
 
 

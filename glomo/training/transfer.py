@@ -1,7 +1,7 @@
 """Transfer: a classifier on the target task, with a learned graph and with the controls it must be compared to.
 
-Every graph of ``compare.graphs`` is trained with every seed; runs of one seed share the labelled examples, the start and
-the order of the batches, so that differences between graphs can be taken seed by seed (paired).
+Every graph of ``compare.graphs`` is trained with every seed; runs of one seed share the labelled examples and the order
+of the batches, so that differences between graphs can be taken seed by seed (paired).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Examples:
 
 
 def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
-    """Run a recipe: all graphs with all seeds. Returns, and writes to ``out/results.json``, what `compare` makes of them.
+    """Run a recipe: all graphs with all seeds. Returns what `compare` makes of them (it is in ``out/results.json``).
 
     A call that was interrupted goes on where it stopped. Raises UserError for mistakes in the recipe and in the data.
     """
@@ -190,7 +190,9 @@ def run(
     chosen = list(range(len(train_examples)))
     if 0 < config.data.labels < len(chosen):
         chosen = sorted(random.Random(seed).sample(chosen, config.data.labels))
-    words, vectors = feature_table(config.features, [train_examples.pieces[i] for i in chosen], test_examples.pieces, seed)
+    words, vectors = feature_table(
+        config.features, [train_examples.pieces[i] for i in chosen], test_examples.pieces, seed
+    )
     device = world.device
     if isinstance(graph, torch.nn.Module):
         graph.to(device)
@@ -203,7 +205,11 @@ def run(
         return units.to(device), lengths, graph.queries_keys(ids.to(device), lengths), labels.to(device)
 
     torch.manual_seed(seed)
-    mixing = {"num_mixtures": config.graph.mixtures, "weights": config.graph.weights, "chains": config.graph.chains}
+    mixing: dict[str, Any] = {
+        "num_mixtures": config.graph.mixtures,
+        "weights": config.graph.weights,
+        "chains": config.graph.chains,
+    }
     mixing |= {"layers": config.graph.layers, "fusion": config.graph.fusion}
     model = TextClassifier(
         vectors,
@@ -253,7 +259,7 @@ def run(
 
 
 def encode(examples: Labelled, vocabulary: Any, classes: Sequence[str], length: int) -> Examples:
-    """Texts to units of the graph's vocabulary (at most ``length``), labels to numbers. UserError for an unknown label."""
+    """Texts to units of the graph's vocabulary (at most ``length``), labels to numbers (UserError: unknown)."""
     labels = encode_labels([label for _, label in examples], classes)
     # a text of which nothing is left, were there one, would have no unit to pool
     ids = [vocabulary.encode(text)[:length] or [vocabulary.unk_id] for text, _ in examples]

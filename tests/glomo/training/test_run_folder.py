@@ -1,0 +1,95 @@
+"""Run folders: whose they are, one process at a time, and metrics that fit the checkpoint."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+
+from glomo.errors import UserError
+from glomo.training.run_folder import RunFolder
+
+CONFIG = {"data": {"text": ["a.txt"], "limit": None}, "train": {"steps": 5, "lr": 0.1}}
+
+
+def changed(section, key, value):
+    return {**CONFIG, section: {**CONFIG[section], key: value}}
+
+
+def test_the_same_run_goes_on_and_some_keys_may_change(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG).close()
+    RunFolder(tmp_path / "run", CONFIG).close()
+    RunFolder(tmp_path / "run", changed("train", "steps", 9)).close()
+    assert "steps = 9" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_another_run_is_refused_by_its_first_differing_key(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG).close()
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(UserError, match=r"holds another run: train.lr is 0.1 there and 0.2 in this call"):
+        RunFolder(tmp_path / "run", changed("train", "lr", 0.2))
+    with pytest.raises(UserError, match=r"data.limit is 'none' there and 3"):
+        RunFolder(tmp_path / "run", changed("data", "limit", 3))
+    with pytest.raises(UserError, match=r"train.lr is 0.1 there and None"):
+        RunFolder(tmp_path / "run", {**CONFIG, "train": {"steps": 5}})
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+
+
+def test_folders_of_other_things_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other things .notes.txt"):
+        RunFolder(tmp_path, CONFIG)
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(tmp_path / "notes.txt", CONFIG)
+    with pytest.raises(UserError, match="cannot write to the output folder"):
+        RunFolder(tmp_path / "notes.txt" / "deeper", CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_second_process_is_refused_and_a_dead_one_leaves_no_lock(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG), pytest.raises(UserError, match="another process is writing"):
+        RunFolder(tmp_path / "run", CONFIG)
+    code = f"import fcntl, os; fcntl.flock(open({str(tmp_path / 'run' / '.lock')!r}, 'a'), fcntl.LOCK_EX); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    RunFolder(tmp_path / "run", CONFIG).close()
+
+
+def test_rows_past_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        for step in range(1, 6):
+            folder.log({"step": step, "loss": 1 / step})
+        with folder.metrics.open("a") as file:
+            file.write('{"step": 3, "lo')
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.drop_rows_after(3)
+        folder.log({"step": 4, "loss": 9.0})
+        assert folder.rows() == [{"step": s, "loss": 1 / s} for s in (1, 2, 3)] + [{"step": 4, "loss": 9.0}]
+
+
+def test_a_last_line_without_its_end_is_cut_even_if_it_reads(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.metrics.write_text('{"step": 1}\n{"step": 2}')
+        folder.drop_rows_after(2)
+        assert folder.metrics.read_text() == '{"step": 1}\n'
+
+
+def test_every_row_is_on_the_file_at_once(tmp_path):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.log({"step": 1, "loss": 0.1 + 0.2})
+        assert json.loads(folder.metrics.read_text())["loss"] == 0.1 + 0.2
+
+
+def test_a_full_disk_is_a_sentence(tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder._rows = Full()
+    with pytest.raises(UserError, match=r"cannot write to .*metrics.jsonl: No space left on device"):
+        folder.log({"step": 1})
+    folder.close()
