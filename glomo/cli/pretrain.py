@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from glomo.cli.recipe_command import parse
+from glomo.training.distributed import is_first
 from glomo.training.loop import Interrupted
 from glomo.training.pretrain import PretrainConfig, pretrain
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as stop:
         print(f"glomo: {stop}", file=sys.stderr)
         return stop.exit_code
+    if not is_first():
+        return 0
     valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
     print(f"step {row['step']}, loss {row['loss']:.4f}{valid}; the graph is in {out / 'final'}")
     return 0

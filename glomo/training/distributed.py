@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class World:
         return box[0]
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes and talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join(device: str = "auto") -> World:
     """Join the processes that `torchrun` started (gloo on the CPU, NCCL on GPUs), or be alone.
 
@@ -59,4 +65,5 @@ def join(device: str = "auto") -> World:
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        atexit.register(dist.destroy_process_group)
     return World(rank, size, torch.device(device))

@@ -119,8 +119,10 @@ def _lock_or_refuse(file: Any, path: Path) -> None:
 
 
 def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_change: set[str]) -> None:
-    if not file.exists():
-        return
+    kept = ("config.toml", "metrics.jsonl", "checkpoints")
+    worth = [entry for entry in file.parent.iterdir() if entry.name not in kept and entry.name[0] != "."]
+    if not file.exists() or not (worth or checkpoint.step_folders(file.parent / "checkpoints")):
+        return  # a run that failed before it saved anything
     old, new = _flat(read_toml(file)), _flat(config)
     for key in [*new, *(key for key in old if key not in new)]:
         before, now = old.get(key), "none" if key in new and new[key] is None else new.get(key)

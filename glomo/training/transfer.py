@@ -150,20 +150,20 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         raise UserError("the learned graph needs --graph.path DIR, the folder of a `glomo pretrain` run")
     world = set_up(config.train)
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds")
+    train_set, test_set = labelled(
+        config.data.train, config.data.test, config.data.dataset, config.data.text_column, config.data.label_column
+    )
+    classes = label_names(train_set)
+    learned = load_graph(config.graph.path) if config.graph.path else None
+    if learned is not None:
+        vocabulary, settings = learned.vocabulary, learned.config
+    else:
+        vocabulary = Vocabulary.build((text for text, _ in train_set), 20_000)
+        settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
+    train_examples, test_examples = (
+        encode(examples, vocabulary, classes, config.data.length) for examples in (train_set, test_set)
+    )
     with RunFolder(out, to_dict(config), may_change) if world.rank == 0 else nullcontext():
-        train_set, test_set = labelled(
-            config.data.train, config.data.test, config.data.dataset, config.data.text_column, config.data.label_column
-        )
-        classes = label_names(train_set)
-        learned = load_graph(config.graph.path) if config.graph.path else None
-        if learned is not None:
-            vocabulary, settings = learned.vocabulary, learned.config
-        else:
-            vocabulary = Vocabulary.build((text for text, _ in train_set), 20_000)
-            settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
-        train_examples, test_examples = (
-            encode(examples, vocabulary, classes, config.data.length) for examples in (train_set, test_set)
-        )
         runs = []
         for seed in range(config.train.seed, config.train.seed + config.compare.seeds):
             for name in config.compare.graphs:

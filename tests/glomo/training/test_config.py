@@ -142,7 +142,7 @@ def test_unknown_recipes_and_options_name_the_nearest(tmp_path):
         load_recipe("graph-tini", {}, PretrainConfig, "pretrain")
     with pytest.raises(UserError, match="no recipe file"):
         load_recipe(str(tmp_path / "no.toml"), {}, PretrainConfig, "pretrain")
-    with pytest.raises(UserError, match="--widht.*--net.width"):
+    with pytest.raises(UserError, match=r"--widht.*--net\.width"):
         load_recipe(recipe(tmp_path, ""), {"widht": "3"}, Schema, "c")
     (tmp_path / "latin.toml").write_bytes(b'about = "\xe9"')
     with pytest.raises(UserError, match="not UTF-8"):

@@ -135,13 +135,13 @@ def test_the_checkpoints_that_stay(tmp_path):
 
 def test_other_data_or_another_model_is_refused(tmp_path):
     run(tmp_path)
-    with pytest.raises(UserError, match="made with another text: its fingerprint was target 2.0"):
+    with pytest.raises(UserError, match=r"made with another text: its fingerprint was target 2\.0"):
         run(tmp_path, target=3.0)
     task = make_task()
     task.model = nn.Linear(3, 3)
-    with RunFolder(tmp_path, {"train": dataclasses.asdict(CONFIG)}) as folder:
-        with pytest.raises(UserError, match="does not fit the model"):
-            train(task, CONFIG, folder, ALONE)
+    sections = {"train": dataclasses.asdict(CONFIG)}
+    with RunFolder(tmp_path, sections) as folder, pytest.raises(UserError, match="does not fit the model"):
+        train(task, CONFIG, folder, ALONE)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
@@ -149,9 +149,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     loss = task.loss
     steps = itertools.count(1)
     task.loss = lambda *a: (loss(*a)[0] * (math.nan if next(steps) == 8 else 1), 4, 7)
-    with RunFolder(tmp_path, {"train": {}}) as folder:
-        with pytest.raises(UserError, match=r"the loss is nan at step 8; the checkpoint of step 6 is whole"):
-            train(task, CONFIG, folder, ALONE)
+    sentence = "the loss is nan at step 8; the checkpoint of step 6 is whole"
+    with RunFolder(tmp_path, {"train": {}}) as folder, pytest.raises(UserError, match=sentence):
+        train(task, CONFIG, folder, ALONE)
     assert checkpoint.latest(tmp_path / "checkpoints").state["step"] == 6
     assert all(torch.isfinite(p).all() for p in task.model.parameters())
 

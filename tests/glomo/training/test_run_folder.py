@@ -26,6 +26,7 @@ def test_the_same_run_goes_on_and_some_keys_may_change(tmp_path):
 
 def test_another_run_is_refused_by_its_first_differing_key(tmp_path):
     RunFolder(tmp_path / "run", CONFIG).close()
+    (tmp_path / "run" / "checkpoints" / "step-000005").mkdir()
     before = (tmp_path / "run" / "config.toml").read_bytes()
     with pytest.raises(UserError, match=r"holds another run: train.lr is 0.1 there and 0.2 in this call"):
         RunFolder(tmp_path / "run", changed("train", "lr", 0.2))
@@ -36,11 +37,19 @@ def test_another_run_is_refused_by_its_first_differing_key(tmp_path):
     assert (tmp_path / "run" / "config.toml").read_bytes() == before
 
 
+def test_a_run_that_saved_nothing_gives_its_folder_to_another(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG).log({"step": 1})
+    RunFolder(tmp_path / "run", changed("train", "lr", 0.2)).close()
+    (tmp_path / "run" / "final").mkdir()
+    with pytest.raises(UserError, match=r"lr is 0\.2 there"):
+        RunFolder(tmp_path / "run", CONFIG)
+
+
 def test_folders_of_other_things_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds other things .notes.txt"):
+    with pytest.raises(UserError, match=r"holds other things \(notes.txt\)"):
         RunFolder(tmp_path, CONFIG)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is a file; choose"):
         RunFolder(tmp_path / "notes.txt", CONFIG)
     with pytest.raises(UserError, match="cannot write to the output folder"):
         RunFolder(tmp_path / "notes.txt" / "deeper", CONFIG)

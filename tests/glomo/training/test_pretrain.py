@@ -1,0 +1,144 @@
+"""GLoMo pre-training: held-out windows, the validation loss, and the graph that comes out."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from glomo.data import Vocabulary, Windows
+from glomo.errors import UserError
+from glomo.nn import GLoMo, GLoMoConfig
+from glomo.training import checkpoint
+from glomo.training.graph_files import load_graph
+from glomo.training.loop import TrainConfig
+from glomo.training.pretrain import (
+    PretrainConfig,
+    PretrainData,
+    _held_out,
+    build_vocabulary,
+    count_predictions,
+    pretrain,
+    validate,
+)
+
+HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
+SMALL = GLoMoConfig(dim=16, layers=2, heads=2, head_dim=8, conv_blocks=1, decoder_layers=1, horizon=2)
+DATA = PretrainData(text=(str(HAMLET),), vocab_size=500, length=32, valid=0.1, valid_windows=10)
+TRAIN = TrainConfig(
+    steps=4, batch_size=8, eval_every=2, checkpoint_every=2, progress=0, device="cpu", threads=1, lr=1e-2
+)
+CONFIG = PretrainConfig(DATA, SMALL, TRAIN)
+
+
+@pytest.mark.parametrize("objective", ["unit", "sentence"])
+def test_the_validation_loss_is_the_mean_over_all_predicted_units(objective):
+    texts = HAMLET.read_text().splitlines()[:40]
+    vocabulary = Vocabulary.build(texts, 200)
+    windows = Windows(texts, vocabulary, 20, 3)
+    torch.manual_seed(0)
+    model = GLoMo(replace(SMALL, vocab_size=len(vocabulary), objective=objective, positions=2)).train()
+    indices = [5, 0, 17, 11, 3]
+    found = validate(model, windows, indices, 2, torch.device("cpu"))
+    total, count = 0.0, 0
+    model.eval()
+    for index in indices:  # one by one, and the number of predicted units counted by hand
+        tokens, lengths = windows.batch([index])
+        n = int(lengths)
+        if objective == "unit":
+            terms = sum(1 for t in range(n) for d in (1, 2) if t + d < n)
+        else:
+            terms = n - max(1, n // 2)
+        assert count_predictions(model.config, lengths) == terms
+        total += float(model(tokens, lengths).detach()) * terms
+        count += terms
+    assert found["valid_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert 0 <= found["share_dead"] <= found["share_zero"] <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 57, 1000])
+def test_held_out_windows_are_few_spread_and_never_all(count):
+    held = _held_out(count, replace(DATA, valid=0.05, valid_windows=20))
+    assert len(held) == len(set(held)) == min(max(1, round(0.05 * count)), 20, count - 1)
+    assert all(0 <= index < count for index in held)
+    if count == 1000:
+        assert held == list(range(25, 1000, 50))
+    assert _held_out(count, replace(DATA, valid=0.0)) == []
+
+
+def test_vocabularies_are_as_asked():
+    texts = ["The year 1999", "the Rest"]
+    words = build_vocabulary(texts, replace(DATA, lowercase=False, digits=False))
+    assert {"The", "the", "1999"} <= set(words.words)
+    assert "N" in build_vocabulary(texts, DATA).words
+    assert (
+        build_vocabulary(HAMLET.read_text().splitlines(), replace(DATA, vocabulary="subwords")).to_dict()["kind"]
+        == "subwords"
+    )
+
+
+def test_the_graph_of_a_run_is_the_trained_one_with_its_vocabulary(tmp_path):
+    row = pretrain(CONFIG, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert rows[-1] == row
+    assert rows[0]["loss"] > rows[-1]["loss"]
+    assert {"valid_loss", "share_zero", "share_dead"} <= rows[1].keys()
+    saved = checkpoint.load(tmp_path / "run" / "final")
+    model = GLoMo(GLoMoConfig.from_dict(saved.meta["model"]))
+    model.load_state_dict(saved.weights)
+    for path in ("run/final", "run/checkpoints/step-000004"):
+        graph = load_graph(tmp_path / path)
+        tokens = torch.tensor([graph.vocabulary.encode("to be or not to be")])
+        lengths = torch.tensor([tokens.shape[1]])
+        for mine, its in zip(
+            model.eval().graph_predictor(tokens, lengths), graph.queries_keys(tokens, lengths), strict=True
+        ):
+            assert torch.equal(mine.materialise(), its.materialise())
+    assert load_graph(tmp_path / "run").vocabulary.fingerprint == graph.vocabulary.fingerprint  # its best/
+
+
+def test_graphs_that_do_not_fit_their_vocabulary_are_refused(tmp_path):
+    pretrain(replace(CONFIG, train=replace(TRAIN, steps=1)), tmp_path / "run")
+    file = tmp_path / "run" / "final" / "meta.json"
+    meta = json.loads(file.read_text())
+    other = Vocabulary.build(["some other words"], 100)
+    file.write_text(json.dumps({**meta, "vocabulary": other.to_dict()}))
+    sentence = f"{other.fingerprint[:12]} of 5 units.*trained with {meta['vocabulary_fingerprint'][:12]} of 500 units"
+    with pytest.raises(UserError, match=sentence):
+        load_graph(tmp_path / "run" / "final")
+    file.write_text(json.dumps({**meta, "kind": "classifier"}))
+    with pytest.raises(UserError, match="holds no graph"):
+        load_graph(tmp_path / "run" / "final")
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        load_graph(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"not a whole checkpoint: meta.json"):
+        load_graph(tmp_path / "run" / "checkpoints")
+
+
+def test_changed_text_is_noticed_when_the_run_is_taken_up_again(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("one two three four five six seven\n" * 20)
+    config = replace(CONFIG, data=replace(DATA, text=(str(text),)))
+    pretrain(config, tmp_path / "run")
+    text.write_text("one two three four five seven six\n" * 20)  # the same words: the same vocabulary
+    with pytest.raises(UserError, match="made with another text"):
+        pretrain(config, tmp_path / "run")
+    text.write_text("quite other words\n" * 20)
+    with pytest.raises(UserError, match="made with another vocabulary"):
+        pretrain(config, tmp_path / "run")
+
+
+def test_too_little_text(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("a b\n")
+    with pytest.raises(UserError, match="has 2 units, but at least 3 are needed"):
+        pretrain(replace(CONFIG, data=replace(DATA, text=(str(text),))), tmp_path / "run")
+    with pytest.raises(UserError, match="names no text"):
+        pretrain(replace(CONFIG, data=PretrainData()), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    text.write_text("a b c\n")  # one window: trained on, nothing to validate with
+    row = pretrain(replace(CONFIG, data=replace(DATA, text=(str(text),))), tmp_path / "run")
+    assert "valid_loss" not in row
+    assert load_graph(tmp_path / "run").config.vocab_size == 5

@@ -1,0 +1,33 @@
+"""Files of one's own come first; the synthetic task reads as text."""
+
+import pytest
+
+from glomo.data import catalogue
+from glomo.data.recall import Recall
+from glomo.errors import UserError
+from glomo.training.texts import labelled, unlabelled
+
+
+def test_files_before_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "load_texts", lambda name, split: [f"{name} {split}"])
+    monkeypatch.setattr(catalogue, "load_labelled", lambda name, split: [(f"{name} {split}", "l")])
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.jsonl").write_text('{"body": "three", "y": "p"}\n')
+    b = str(tmp_path / "b.jsonl")
+    assert unlabelled((str(tmp_path / "a.txt"),), ("x",), "text") == ["one", "two"]
+    assert unlabelled((str(tmp_path / "a.txt"), str(tmp_path / "a.txt")), (), "text") == ["one", "two"] * 2
+    assert unlabelled((b,), ("x",), "body") == ["three"]
+    assert unlabelled((), ("x", "y"), "text") == ["x train", "y train"]
+    assert labelled(b, b, "x", "body", "y") == ([("three", "p")], [("three", "p")])
+    assert labelled("", "", "x", "text", "label") == ([("x train", "l")], [("x test", "l")])
+    with pytest.raises(UserError, match="names no text"):
+        unlabelled((), (), "text")
+
+
+def test_recall_is_the_task_itself():
+    texts = unlabelled((), ("recall",), "text")
+    vocabulary = Recall().vocabulary
+    assert [vocabulary.encode(text) for text in texts[:50]] == Recall().unlabelled(len(texts), 1)[:50]
+    train, test = labelled("", "", "recall", "text", "label")
+    assert not {text for text, _ in train} & {text for text, _ in test}
+    assert {label for _, label in test} == {str(n) for n in range(Recall().classes)}

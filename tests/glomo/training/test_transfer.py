@@ -1,0 +1,161 @@
+"""Transfer with controls on small files: what is compared, what is paired, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from glomo.data import Vocabulary
+from glomo.errors import UserError
+from glomo.nn import FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
+from glomo.training import transfer as module
+from glomo.training.loop import TrainConfig
+from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
+from glomo.training.transfer import (
+    Compare,
+    Examples,
+    Features,
+    GraphOptions,
+    Head,
+    TransferConfig,
+    TransferData,
+    encode,
+    feature_table,
+    statistics,
+    transfer,
+)
+
+HERE = Path(__file__).parents[2] / "data"
+DATA = TransferData(str(HERE / "speeches-train.csv"), str(HERE / "speeches-test.csv"), length=20)
+TRAIN = TrainConfig(
+    steps=3, batch_size=8, eval_every=0, checkpoint_every=0, progress=0, device="cpu", threads=1, keep=1
+)
+CONFIG = TransferConfig(DATA, Features(dim=8), GraphOptions(), Head(hidden=8), Compare(seeds=1), TRAIN)
+
+
+@pytest.fixture(scope="module")
+def graph_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("graph") / "run"
+    model = GLoMoConfig(dim=16, layers=2, heads=2, head_dim=8, conv_blocks=1, decoder_layers=1)
+    data = PretrainData(text=(str(HERE / "hamlet-act-1.txt"),), vocab_size=300, length=32)
+    pretrain(PretrainConfig(data, model, replace(TRAIN, steps=2)), out)
+    return str(out)
+
+
+def test_every_graph_with_every_seed(tmp_path, graph_folder):
+    config = replace(CONFIG, graph=GraphOptions(path=graph_folder), compare=Compare(seeds=2))
+    results = transfer(config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+    names = ["none", "uniform", "band", "random", "learned"]
+    assert [(r["graph"], r["seed"]) for r in results["runs"]] == [(n, s) for s in (0, 1) for n in names]
+    assert list(results["differences"]) == [f"learned - {n}" for n in names[:-1]]
+    graphs = results["graphs"]
+    assert graphs["none"]["share_zero"] is None
+    assert graphs["uniform"]["share_zero"] == 0
+    assert 0 <= graphs["learned"]["share_zero"] <= 1
+    assert graphs["band"]["share_zero"] > 0.3
+    assert all(0 <= r["accuracy"] <= 1 for r in results["runs"])
+
+    def fail(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    original, module.TextClassifier.forward = module.TextClassifier.forward, fail
+    try:  # a finished comparison is read back, and one more seed trains that seed only
+        again = transfer(config, tmp_path / "out")
+    finally:
+        module.TextClassifier.forward = original
+    assert again == results
+    more = transfer(replace(config, compare=Compare(("none", "learned"), 3)), tmp_path / "out")
+    assert [r for r in more["runs"] if r["seed"] < 2] == [
+        r for r in results["runs"] if r["graph"] in ("none", "learned")
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": Features(states=True, dim=6), "head": Head("bigru", 8)},
+        {"features": Features("random", 8), "graph": GraphOptions(weights="target", layers="last", fusion="concat")},
+        {"graph": GraphOptions(chains=False, fusion="none", mixtures=1)},
+    ],
+)
+def test_options_train(tmp_path, graph_folder, changes):
+    config = replace(CONFIG, compare=Compare(("learned", "uniform"), 1), **changes)
+    transfer(replace(config, graph=replace(config.graph, path=graph_folder)), tmp_path)
+
+
+def test_a_learned_task_is_learned_and_the_frozen_graph_is_not_touched(tmp_path, graph_folder):
+    files = []
+    for part in ("train", "test"):
+        file = tmp_path / f"{part}.csv"
+        file.write_text("text,label\n" + "".join(f"{a} good sir,yes\n{a} bad man,no\n" for a in "abcdefgh"))
+        files.append(str(file))
+    config = replace(
+        CONFIG,
+        data=TransferData(*files),
+        graph=GraphOptions(path=graph_folder),
+        compare=Compare(("learned", "none"), 1),
+        train=replace(TRAIN, steps=60, lr=1e-2),
+    )
+    results = transfer(config, tmp_path / "out")
+    assert [r["accuracy"] for r in results["runs"]] == [1.0, 1.0]
+
+
+def test_texts_become_units_of_the_graphs_vocabulary():
+    vocabulary = Vocabulary.build(["to be or not"], 100)
+    examples = encode([("To be 3 times", "x"), ("or", "y")], vocabulary, ["x", "y"], 3)
+    assert examples.pieces == [["to", "be", "3"], ["or"]]
+    assert examples.ids == [vocabulary.encode("to be 3"), vocabulary.encode("or")]
+    assert examples.labels == [0, 1]
+    with pytest.raises(UserError, match="label 'z' is unknown"):
+        encode([("a", "z")], vocabulary, ["x", "y"], 3)
+
+
+def test_feature_tables(monkeypatch):
+    train, test = [["a", "b"]], [["b", "C"]]
+    rows, vectors = feature_table(Features("learned", 4), train, test, 0)
+    assert rows == {"a": 2, "b": 3}
+    assert vectors.shape == (4, 4)
+    assert not vectors[:2].any()
+    rows, vectors = feature_table(Features("random", 4), train, test, 0)
+    assert set(rows) == {"a", "b", "C"}
+    assert not torch.equal(vectors, feature_table(Features("random", 4), train, test, 1)[1])
+    monkeypatch.setattr(module, "_glove_cache", [({"b": 0, "c": 1}, torch.tensor([[1.0, 2], [3, 4]]).numpy())])
+    rows, vectors = feature_table(Features("glove-50d"), train, test, 0)
+    assert vectors[rows["C"]].tolist() == [3, 4]
+    assert "a" not in rows
+
+
+def test_statistics_are_those_of_the_graphs_in_full():
+    vocabulary = Vocabulary.build(["a b c d e f"], 100)
+    graph = random_graph(
+        GLoMoConfig(vocab_size=len(vocabulary), dim=8, layers=2, heads=2, head_dim=4, initial_bias=-0.05), vocabulary, 0
+    )
+    assert isinstance(graph, FrozenGraph)
+    ids = [[2, 3, 4, 5, 6], [7, 3], [4]]
+    zero, dead = statistics(graph, Examples(ids, [], [0, 0, 0]), torch.device("cpu"))
+    pairs = zeros = rows = deads = 0
+    for units in ids:  # alone, without padding
+        for graphs in graph.queries_keys(torch.tensor([units]), torch.tensor([len(units)])):
+            for matrix in graphs.materialise()[0]:
+                for t in range(1, len(units)):
+                    pairs, zeros = pairs + t, zeros + int((matrix[t, :t] == 0).sum())
+                    rows, deads = rows + 1, deads + int(not matrix[t].any())
+    assert 0 < zeros < pairs
+    assert (zero, dead) == (zeros / pairs, deads / rows)
+    assert statistics(NoGraph(), Examples(ids, [], [0, 0, 0]), torch.device("cpu")) == (None, None)
+    assert statistics(UniformGraph(), Examples(ids, [], [0, 0, 0]), torch.device("cpu")) == (0.0, 0.0)
+
+
+def test_slips_in_a_recipe(tmp_path):
+    with pytest.raises(UserError, match=r"compare\.graphs names 'learnt'; the nearest known one is learned"):
+        transfer(replace(CONFIG, compare=Compare(("learnt",))), tmp_path)
+    with pytest.raises(UserError, match=r"needs --graph\.path"):
+        transfer(CONFIG, tmp_path)
+    without = replace(CONFIG, compare=Compare(("none",), 1))
+    with pytest.raises(UserError, match="two files"):
+        transfer(replace(without, data=TransferData(train=DATA.train)), tmp_path / "a")
+    with pytest.raises(UserError, match="names no task"):
+        transfer(replace(without, data=TransferData()), tmp_path / "a")
