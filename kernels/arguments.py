@@ -18,7 +18,11 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocast_cast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Casts as autocast casts SDPA's inputs: floating tensors other than fp64 go to the autocast dtype."""
+    """Casts as autocast casts SDPA's inputs: floating tensors other than fp64 go to the autocast dtype.
+
+    It comes before the checks, which see what the op will see (and refuse what is no tensor)."""
+    if not all(isinstance(t, Tensor) for t in tensors):
+        return tensors
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors

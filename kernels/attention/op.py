@@ -106,8 +106,8 @@ def attention(
 
     Source: Vaswani et al., "Attention Is All You Need", NeurIPS 2017.
     """
-    check_qk(query, key, value)
     query, key, value = autocast_cast(query, key, value)
+    check_qk(query, key, value)
     _check_mask(attn_mask, query, is_causal)
     check_same_device(query, attn_mask=attn_mask)
     check_probability(dropout_p)
@@ -177,8 +177,8 @@ def attention_varlen(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or content; the sentence names it.
     """
-    check_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, enable_gqa)
     query, key, value = autocast_cast(query, key, value)
+    check_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, enable_gqa)
     check_probability(dropout_p)
     scale = _scale(scale, query)
     if enable_gqa:

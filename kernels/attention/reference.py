@@ -45,8 +45,8 @@ def attention(
         positive_total = total.masked_fill(empty, 1)
         lse = (row_max + positive_total.log()).masked_fill(empty, float("-inf")).squeeze(-1)
         weights = drop(exponentials / positive_total, seed, dropout_p, first_batch_head)
-        out = weights @ value.to(dtype)
-    return out.to(query.dtype), lse
+        out = weights.to(value.dtype) @ value
+    return out, lse
 
 
 def attention_varlen(

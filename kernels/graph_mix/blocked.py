@@ -39,8 +39,8 @@ class Graphs(Protocol):
     def read(self, tile: Tile) -> Tensor:
         """A (count, n, rows, sources) of a tile whose last leading slice is over the graphs."""
 
-    def add_gradient(self, tile: Tile, dgraph: Tensor, delta: Tensor) -> None:
-        """Takes dA of the tile read last, and delta = <A, dA> (count, n, rows, 1)."""
+    def add_gradient(self, tile: Tile, dgraph: Tensor) -> None:
+        """Takes dA (count, n, rows, sources) of the tile read last."""
 
 
 def over_graphs(tile: Tile, graphs: slice) -> Tile:
@@ -162,16 +162,15 @@ def mix_backward(mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> tuple
                     w = mixture.tile_weights(mixture.weights, tile, heads)
                     if mixed is not None:
                         mixed += weighted_sum(w, graph)
-                    dot = None if dmixed is None else torch.einsum("ctms,cnts->mctn", dmixed, graph)
-                    if dweights is not None and dot is not None:
-                        add_weights(dweights, tile, heads, dot)
                     dgraph = None
-                    if need_graphs and dmixed is not None and dot is not None:
-                        dgraph = torch.einsum("mctn,ctms->cnts", w.expand(-1, -1, tile.num_rows, -1), dmixed)
-                        delta = (w * dot).sum(0).transpose(1, 2)[..., None]
+                    if dmixed is not None:
+                        if dweights is not None:
+                            add_weights(dweights, tile, heads, torch.einsum("ctms,cnts->mctn", dmixed, graph))
+                        if need_graphs:
+                            dgraph = torch.einsum("mctn,ctms->cnts", w.expand(-1, -1, tile.num_rows, -1), dmixed)
                     if previous is not None and chain_weights is not None:
-                        state = states[level][:, :, tile.rows]
                         if dchain is not None:
+                            state = states[level][:, :, tile.rows]
                             add_weights(dchain, tile, heads, torch.einsum("ctme,cnte->mctn", dtile, state))
                         c = mixture.tile_weights(chain_weights, tile, heads).expand(-1, -1, tile.num_rows, -1)
                         drows = torch.einsum("mctn,ctme->cnte", c, dtile)
@@ -179,14 +178,13 @@ def mix_backward(mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> tuple
                             drows = drows + dstate[:, :, tile.rows]
                         if dgraph is not None:
                             dgraph = dgraph + drows @ previous[:, :, tile.sources].mT
-                            delta = delta + (drows * state).sum(-1, keepdim=True)
                         back = graph.mT @ drows
                         if dprevious is not None:
                             dprevious[:, :, tile.sources] += back
                         elif need_features:
                             add_to(dfeatures, tile, (tile.sources, slice(None)), back.sum(1))
                     if dgraph is not None:
-                        graphs.add_gradient(part, dgraph, delta)
+                        graphs.add_gradient(part, dgraph)
                 if mixed is not None:
                     product = torch.bmm(mixed.flatten(1, 2).mT, dtile.flatten(1, 2))
                     add_to(dfeatures, tile, (tile.sources, slice(None)), product)
@@ -218,7 +216,7 @@ class GivenGraphs:
         piece = piece.expand(*tile.lead_shape, *piece.shape[-2:])
         return piece.reshape(math.prod(tile.lead_shape[:-1]), *piece.shape[-3:]).to(self.dtype)
 
-    def add_gradient(self, tile: Tile, dgraph: Tensor, delta: Tensor) -> None:
+    def add_gradient(self, tile: Tile, dgraph: Tensor) -> None:
         if self.gradient is not None:
             add_to(self.gradient, tile, (tile.rows, tile.sources), dgraph.flatten(0, 1))
 

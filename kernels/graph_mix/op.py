@@ -131,17 +131,17 @@ def graph_mix(
     Source: the mixed graph of Yang et al., "GLoMo: Unsupervised Learning of Transferable Relational Graphs",
     NeurIPS 2018.
     """
+    graphs, features = autocast_cast(graphs, features)
     check_floating(graphs=graphs, features=features)
     check_rank(3, "(..., N, T, S)", graphs=graphs)
     check_rank(2, "(..., S, E)", features=features)
-    graphs, features = autocast_cast(graphs, features)
     n, num_targets, num_sources = graphs.shape[-3:]
     check_last("features", features, -2, num_sources, "the graphs' sources")
     lead = common_lead(graphs=graphs.shape[:-3], features=features.shape[:-2])
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, features, n, num_heads)
     out: Tensor
     if select_backend() == "reference":
-        out = reference.graph_mix(graphs, features, w, c, num_heads, accumulator_dtype(features.dtype))
+        out = reference.graph_mix(graphs, features, w, c, num_heads)
     else:
         out = _blocked(graphs, features, w, c, num_heads)
     return out[0] if isinstance(weights, Tensor) else out.unbind()

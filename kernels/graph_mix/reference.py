@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import accumulator_dtype
+
 
 def running_products(graphs: Tensor, num_heads: int) -> Tensor:
     """Lambda (..., N, T, T) of graphs (..., N, T, T), N = layers * heads, layer-major: within a head,
@@ -16,23 +18,21 @@ def running_products(graphs: Tensor, num_heads: int) -> Tensor:
     return torch.cat(products, dim=-3)
 
 
-def mix(graphs: Tensor, features: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int) -> Tensor:
-    """(M, ..., T, E) of graphs (..., N, T, S), features (..., S, E) and weights (M, ..., T or 1, N), all of one dtype.
-
-    out_m = sum_n w_mn A_n F + sum_n c_mn Lambda_n F
-    """
+def mix(graphs: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int) -> Tensor:
+    """(M, ..., T, S) of graphs (..., N, T, S) and weights (M, ..., T or 1, N): sum_n w_mn A_n + sum_n c_mn Lambda_n."""
     # (M, ..., T, N) -> (M, ..., N, T, 1), a weight for every row of every graph
     mixed = (weights.mT[..., None] * graphs).sum(-3)
     if chain_weights is not None:
         mixed = mixed + (chain_weights.mT[..., None] * running_products(graphs, num_heads)).sum(-3)
-    return mixed @ features
+    return mixed
 
 
 def graph_mix(
-    graphs: Tensor, features: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int, dtype: torch.dtype
+    graphs: Tensor, features: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int
 ) -> Tensor:
-    """The same in dtype, the accumulator's; the result has the features' dtype."""
+    """(M, ..., T, E) in the features' dtype: the mixed graph times the features (..., S, E)."""
     with torch.autocast(features.device.type, enabled=False):
-        chains = None if chain_weights is None else chain_weights.to(dtype)
-        out = mix(graphs.to(dtype), features.to(dtype), weights.to(dtype), chains, num_heads)
-    return out.to(features.dtype)
+        return (
+            mix(graphs.to(accumulator_dtype(graphs.dtype)), weights, chain_weights, num_heads).to(features.dtype)
+            @ features
+        )

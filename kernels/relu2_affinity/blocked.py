@@ -56,13 +56,11 @@ def relu2_affinity_backward(
             q = scores.queries(tile)
             r = scores.masked(tile, q, keys).relu_()
             flat = (*r.shape[:-1], 1)
-            # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
-            root = denominator(normalizer[tile.at_rows], eps).reshape(flat).sqrt_()
-            r.div_(root)
-            da = daffinity[tile.at_rows][..., tile.sources].reshape(r.shape).to(scores.dtype)
-            delta = (r.square() * da).sum(-1, keepdim=True)
-            shift = root.square() * dnormalizer[tile.at_rows].reshape(flat) - delta
-            gradients.add(tile, q, keys, da.add(shift).mul_(r).mul_(2 / root))
+            below = denominator(normalizer[tile.at_rows], eps).reshape(flat)
+            da = daffinity[tile.at_rows][..., tile.sources].reshape(r.shape).to(scores.dtype) * 2
+            delta = (r.square().div_(below) * da).sum(-1, keepdim=True)
+            shift = below * dnormalizer[tile.at_rows].reshape(flat) * 2 - delta
+            gradients.add(tile, q, keys, da.add_(shift).mul_(r).div_(below))
     return gradients.results(query, key, bias)
 
 

@@ -86,8 +86,8 @@ def relu2_affinity(
 
     Source: Yang et al., "GLoMo: Unsupervised Learning of Transferable Relational Graphs", NeurIPS 2018.
     """
-    check_qk(query, key, None)
     query, key = autocast_cast(query, key)
+    check_qk(query, key, None)
     bias = bias_tensor(bias, query)
     check_bool_mask(attn_mask)
     check_same_device(query, bias=bias, attn_mask=attn_mask)

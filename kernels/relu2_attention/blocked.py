@@ -1,7 +1,7 @@
 """relu2_attention over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive.
 
 Forward: out = (r² V) / (Z + eps). Backward, from the recomputed r:
-    dV = (A dropped)^T dout,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dP = dout V^T dropped,   delta = <out, dout>
+    dV = (A dropped)^T dout,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dP = dout V^T dropped,   delta = <A, dP>
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def relu2_attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    (dout, dnormalizer), (out, normalizer) = grad_outputs, outputs
+    (dout, dnormalizer), normalizer = grad_outputs, outputs[1]
     lead = normalizer.shape[:-1]
     scores = Scores(query, key, bias, attn_mask, diagonal, scale, lead)
     dropout = Dropout(seed, dropout_p, lead, first_batch_head)
@@ -101,18 +101,19 @@ def relu2_attention_backward(
             q = scores.queries(tile)
             r = scores.masked(tile, q, keys).relu_()
             flat = (*r.shape[:-1], 1)
-            # With r / sqrt(Z + eps) nothing overflows where Z is tiny: 1 / Z would.
-            root = denominator(normalizer[tile.at_rows], eps).reshape(flat).sqrt_()
-            r.div_(root)
+            below = denominator(normalizer[tile.at_rows], eps).reshape(flat)
             dout_tile = take_flat(dout, tile, tile.rows, scores.dtype)
-            if dvalue is not None:
-                weights = dropout.apply_(r.square(), tile)
-                add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(weights.mT, dout_tile))
+            weights = r.square().div_(below)
             if scores_need_gradient:
-                delta = (take_flat(out, tile, tile.rows, scores.dtype) * dout_tile).sum(-1, keepdim=True)
-                dz = dnormalizer[tile.at_rows].reshape(flat)
-                dweights = dropout.apply_(torch.bmm(dout_tile / root, values_t[..., tile.sources]), tile)
-                gradients.add(tile, q, keys, dweights.add_(dz * root - delta / root).mul_(r.mul_(2)))
+                dweights = dropout.apply_(torch.bmm(dout_tile * 2, values_t[..., tile.sources]), tile)
+                # delta = <out, dout>, summed over the sources instead: with the rounded out a row of one source,
+                # where dP and delta are equal, would leave a rounding times 1 / Z.
+                delta = (weights * dweights).sum(-1, keepdim=True)
+                shift = dnormalizer[tile.at_rows].reshape(flat) * below * 2 - delta
+                gradients.add(tile, q, keys, dweights.add_(shift).mul_(r).div_(below))
+            if dvalue is not None:
+                dropped = dropout.apply_(weights, tile)
+                add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(dropped.mT, dout_tile))
     dquery, dkey, dbias = gradients.results(query, key, bias)
     return [dquery, dkey, gradient_like(value, dvalue), dbias]
 

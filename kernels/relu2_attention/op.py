@@ -115,8 +115,8 @@ def relu2_attention(
 
     Source: the affinity of Yang et al., "GLoMo: Unsupervised Learning of Transferable Relational Graphs", NeurIPS 2018.
     """
-    check_qk(query, key, value)
     query, key, value = autocast_cast(query, key, value)
+    check_qk(query, key, value)
     bias = bias_tensor(bias, query)
     check_bool_mask(attn_mask)
     check_same_device(query, bias=bias, attn_mask=attn_mask)
@@ -190,8 +190,8 @@ def relu2_attention_varlen(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or content; the sentence names it.
     """
-    check_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, enable_gqa)
     query, key, value = autocast_cast(query, key, value)
+    check_varlen(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, enable_gqa)
     bias = bias_tensor(bias, query)
     check_same_device(query, bias=bias)
     check_eps(eps)

@@ -41,8 +41,8 @@ def relu2_attention(
         query = query.expand(*lead, *query.shape[-2:])
         weights, normalizer = affinity_and_normalizer(query, key, bias, attn_mask, diagonal, scale, eps)
         weights = drop(weights, seed, dropout_p, first_batch_head)
-        out = weights @ value.to(accumulator_dtype(value.dtype))
-    return out.to(query.dtype), normalizer
+        out = weights.to(value.dtype) @ value
+    return out, normalizer
 
 
 def relu2_attention_varlen(

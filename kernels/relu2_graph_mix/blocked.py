@@ -24,14 +24,15 @@ class Relu2Graphs:
         self.queries, self.keys = self.scores.queries(tile), self.scores.keys(tile)
         self.r = self.scores.masked(tile, self.queries, self.keys).relu_()
         squares = self.r.square()
-        denominators = denominator(squares.sum(-1, keepdim=True), self.eps)
-        self.root = denominators.sqrt()
-        return squares.div_(denominators).unflatten(0, (-1, tile.lead_shape[-1]))
+        self.below = denominator(squares.sum(-1, keepdim=True), self.eps)
+        self.graph = squares.div_(self.below).unflatten(0, (-1, tile.lead_shape[-1]))
+        return self.graph
 
-    def add_gradient(self, tile: Tile, dgraph: Tensor, delta: Tensor) -> None:
-        """ds = 2 r (dA - delta) / (Z + eps), divided by the root twice so that nothing overflows where Z is tiny."""
+    def add_gradient(self, tile: Tile, dgraph: Tensor) -> None:
+        """ds = 2 r (dA - <A, dA>) / (Z + eps)."""
         if self.gradients is not None:
-            dscores = (dgraph - delta).flatten(0, 1).mul_(self.r.div_(self.root)).mul_(2 / self.root)
+            delta = (self.graph * dgraph).sum(-1, keepdim=True)
+            dscores = (dgraph - delta).mul_(2).flatten(0, 1).mul_(self.r).div_(self.below)
             self.gradients.add(tile, self.queries, self.keys, dscores)
 
 

@@ -81,11 +81,11 @@ def relu2_graph_mix(
     Source: the mixed graph of Yang et al., "GLoMo: Unsupervised Learning of Transferable Relational Graphs",
     NeurIPS 2018.
     """
+    query, key, features = autocast_cast(query, key, features)
     check_floating(query=query, key=key, features=features)
     check_rank(3, "(..., N, T, E)", query=query)
     check_rank(3, "(..., N, S, E)", key=key)
     check_rank(2, "(..., S, Ef)", features=features)
-    query, key, features = autocast_cast(query, key, features)
     n, num_targets, num_sources = query.size(-3), query.size(-2), key.size(-2)
     check_last("key", key, -1, query.size(-1), "the query")
     check_last("key", key, -3, n, "the query")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
 from ..graph_mix.reference import graph_mix
 from ..relu2_affinity.reference import affinity_and_normalizer
 
@@ -24,4 +23,4 @@ def relu2_graph_mix(
 ) -> Tensor:
     """(M, ..., T, Ef) of query (..., N, T, E), key (..., N, S, E), features (..., S, Ef), weights (M, ..., T|1, N)."""
     graphs, _ = affinity_and_normalizer(query, key, bias, attn_mask, diagonal, scale, eps)
-    return graph_mix(graphs, features, weights, chain_weights, num_heads, accumulator_dtype(query.dtype))
+    return graph_mix(graphs, features, weights, chain_weights, num_heads)

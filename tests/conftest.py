@@ -1,0 +1,30 @@
+"""What every test shares: a fixed seed, one thread a process, and the reasons for skips."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+
+def pytest_configure():
+    settings.register_profile("repeatable", derandomize=True, deadline=None)
+    settings.register_profile("explore", max_examples=2000, deadline=None)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    network = pytest.mark.skip(reason="downloads something: set GLOMO_NETWORK_TESTS=1 to run it")
+    gpu = pytest.mark.skip(reason="needs a CUDA GPU")
+    for item in items:
+        if item.get_closest_marker("network") and os.environ.get("GLOMO_NETWORK_TESTS") != "1":
+            item.add_marker(network)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(gpu)

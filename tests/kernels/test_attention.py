@@ -1,0 +1,110 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import glomo
+from glomo.kernels import use_backend
+from parity import check_parity, random, strided
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+SIZES = st.sampled_from([0, 1, 2, 5, 31, 130])
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_parity_over_shapes(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    lead = data.draw(st.sampled_from([(), (3,), (2, 4)]))
+    t, s = data.draw(SIZES), data.draw(SIZES)
+    e, ev = data.draw(st.sampled_from([1, 3, 16])), data.draw(st.sampled_from([1, 5, 33]))
+    make = data.draw(st.sampled_from([random, strided]))
+    kind = data.draw(st.sampled_from(["none", "causal", "bool", "float"]))
+    mask_shape = data.draw(st.sampled_from([(1, s), (*lead, 1, s), (t, s), (*lead, t, s)]))
+    mask = {"bool": torch.rand(mask_shape) > 0.3, "float": random(*mask_shape, dtype=dtype)}.get(kind)
+    dropout_p = data.draw(st.sampled_from([0.0, 0.4]))
+
+    def call(query, key, value, mask):
+        return glomo.attention(query, key, value, mask, dropout_p, kind == "causal", return_lse=True)
+
+    tensors = [make(*lead, t, e, dtype=dtype), make(*lead, s, e, dtype=dtype), make(*lead, s, ev, dtype=dtype), mask]
+    check_parity(call, tensors)
+
+
+def run_both(arguments, options):
+    """Ours and PyTorch's own, output and gradients, in fp64."""
+    results = []
+    for function in (glomo.attention, F.scaled_dot_product_attention):
+        inputs = [t.clone().requires_grad_(t.is_floating_point()) for t in arguments]
+        out = function(*inputs, **options)
+        wanted = [t for t in inputs if t.requires_grad]
+        results.append([out, *torch.autograd.grad(out, wanted, torch.ones_like(out))])
+    return results
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize(
+    ("mask", "options"),
+    [
+        (None, {}),
+        (None, dict(is_causal=True)),
+        (None, dict(scale=0.2)),
+        (None, dict(is_causal=True, enable_gqa=True)),
+        ((1, 1, 1, 7), {}),
+        ((2, 6, 5, 7), dict(enable_gqa=True)),
+        ("float", {}),
+    ],
+)
+def test_equals_pytorch(backend, mask, options):
+    heads = 2 if options.get("enable_gqa") else 6
+    arguments = [random(2, 6, 5, 4).double(), random(2, heads, 7, 4).double(), random(2, heads, 7, 3).double()]
+    if mask == "float":
+        arguments.append(random(6, 5, 7).double())
+    elif mask is not None:
+        allowed = torch.rand(mask) > 0.3
+        allowed[..., 0] = True
+        arguments.append(allowed)
+    with use_backend(backend):
+        ours, theirs = run_both(arguments, options)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_fully_masked_rows_are_zero_in_value_and_gradient(backend, kind):
+    query, key, value = (random(2, 4, 8).requires_grad_() for _ in range(3))
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    mask[0, 1] = False
+    mask[1] = False
+    if kind == "float":
+        mask = torch.zeros(2, 4, 4).masked_fill(~mask, float("-inf")).requires_grad_()
+    with use_backend(backend):
+        out, lse = glomo.attention(query, key, value, mask, return_lse=True)
+        (out.sum() + lse.masked_fill(lse == float("-inf"), 0).sum()).backward()
+    assert (out[0, 1] == 0).all()
+    assert (out[1] == 0).all()
+    assert lse[0, 1] == float("-inf")
+    assert (query.grad[0, 1] == 0).all()
+    for t in (query.grad, key.grad, value.grad, *([mask.grad] if kind == "float" else [])):
+        assert t.isfinite().all()
+        assert (t[1] == 0).all()
+
+
+def test_lse_is_the_log_of_the_sum_of_exponentials():
+    query, key = random(3, 5, 4).double(), random(3, 6, 4).double()
+    _, lse = glomo.attention(query, key, key, return_lse=True)
+    torch.testing.assert_close(lse, (query @ key.mT / 2).logsumexp(-1))
+
+
+def test_gradcheck_of_the_reference():
+    tensors = [t.double().requires_grad_() for t in (random(2, 4, 3), random(2, 5, 3), random(2, 5, 2), random(4, 5))]
+    with use_backend("reference"):
+        assert torch.autograd.gradcheck(lambda *t: glomo.attention(*t, return_lse=True), tensors)
+
+
+def test_mask_and_causal_together_are_refused():
+    query = random(1, 4, 8)
+    with pytest.raises(ValueError, match="attn_mask and is_causal"):
+        glomo.attention(query, query, query, torch.ones(4, 4, dtype=torch.bool), is_causal=True)

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import glomo
+from glomo.kernels import BACKENDS, explain, use_backend
+from glomo.kernels.tiles import TILE_ELEMENTS, lead_slices
+from parity import random
+
+
+def test_explain_says_which_and_why(monkeypatch):
+    monkeypatch.delenv("GLOMO_BACKEND", raising=False)
+    q = random(2, 3, 4)
+    assert explain("attention", q).startswith("attention runs on 'blocked'")
+    with use_backend("reference"):
+        assert "because use_backend forces it" in explain("attention", q)
+        with use_backend("blocked"):
+            assert "'blocked'" in explain("attention", q)
+        assert "'reference'" in explain("attention", q)
+    monkeypatch.setenv("GLOMO_BACKEND", "reference")
+    assert "because GLOMO_BACKEND forces it" in explain("graph_mix", q)
+    with pytest.raises(ValueError, match="no op 'softmax'"):
+        explain("softmax", q)
+
+
+def test_unknown_backends_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"use_backend's name is 'cuda'"), use_backend("cuda"):
+        pass
+    monkeypatch.setenv("GLOMO_BACKEND", "blokked")
+    with pytest.raises(ValueError, match=r"GLOMO_BACKEND is 'blokked', but the backends are reference, blocked"):
+        glomo.attention(*random(3, 1, 2, 4).unbind())
+
+
+def test_forced_backend_really_runs(monkeypatch):
+    """The reference saves its graph for autograd, the blocked op is a single node."""
+    q = random(2, 3, 4).requires_grad_()
+    names = {}
+    for name in BACKENDS:
+        with use_backend(name):
+            names[name] = glomo.relu2_attention(q, q, q).grad_fn.name()
+    assert "relu2_attention_blocked" in names["blocked"]
+    assert "relu2_attention_blocked" not in names["reference"]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(t, torch.Tensor):
+                self.largest = max(self.largest, t.numel())
+        return result
+
+
+@pytest.mark.parametrize("op", ["relu2_attention", "attention", "relu2_graph_mix"])
+def test_no_tensor_larger_than_a_tile_is_alive(op):
+    """T x S would be 16 million numbers here; a tile is half a million."""
+    t = 4096
+    q, k, v = (random(1, 2, t, 4).requires_grad_() for _ in range(3))
+    with LargestTensor() as seen:
+        if op == "relu2_graph_mix":
+            w = torch.ones(2, requires_grad=True)
+            out = glomo.relu2_graph_mix(q, k, v[:, 0], w, w, num_heads=1, is_causal=True)
+        else:
+            out = getattr(glomo, op)(q, k, v, is_causal=True)
+        out.sum().backward()
+    assert 0 < seen.largest <= TILE_ELEMENTS
+
+
+def test_tiles_cover_the_leading_dimensions_once():
+    for shape in [(), (1,), (7,), (2, 3), (4, 1, 5), (3, 2, 2)]:
+        for count in (0, 1, 2, 3, 5, 100):
+            hits = torch.zeros(shape)
+            for index in lead_slices(shape, count):
+                hits[index] += 1
+                assert hits[index].numel() <= max(count, 1)
+            assert (hits == 1).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_same_bits_when_repeated(num_threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        results = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            q, k, v = (random(2, 4, 150, 16).requires_grad_() for _ in range(3))
+            out = glomo.relu2_attention(q, k, v, is_causal=True, dropout_p=0.1)
+            out.square().sum().backward()
+            results.append((out, q.grad, k.grad, v.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    finally:
+        torch.set_num_threads(before)

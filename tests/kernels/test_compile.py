@@ -1,0 +1,135 @@
+"""The ops inside torch.compile, torch.export and autocast."""
+
+import pytest
+import torch
+
+import glomo
+from parity import random
+
+
+def relu2_attention(q, k, v, b):
+    return glomo.relu2_attention(q, k, v, b, is_causal=True, diagonal=-1, return_normalizer=True)
+
+
+def relu2_affinity(q, k, v, b):
+    return glomo.relu2_affinity(q, k, b, is_causal=True)
+
+
+def attention(q, k, v, b):
+    return glomo.attention(q, k, v, is_causal=True, return_lse=True)
+
+
+def relu2_graph_mix(q, k, v, b):
+    w = torch.softmax(q.new_ones(q.size(1)), 0)
+    return glomo.relu2_graph_mix(q, k, v[:, 0], w, w, b, num_heads=2)
+
+
+def graph_mix(q, k, v, b):
+    w = torch.softmax(q.new_ones(q.size(1)), 0)
+    return glomo.graph_mix(q @ k.mT, v[:, 0], (w, w), num_heads=2)
+
+
+def varlen(q, k, v, b):
+    cu = torch.arange(0, q.size(0) * q.size(2) + 1, q.size(2))
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    first = glomo.relu2_attention_varlen(q, k, v, cu, cu, q.size(0), q.size(0))
+    return first + glomo.attention_varlen(q, k, v, cu, cu, q.size(0), q.size(0))
+
+
+CALLS = [relu2_attention, relu2_affinity, attention, relu2_graph_mix, graph_mix, varlen]
+
+
+def inputs(t=12):
+    return [random(2, 4, t, 8), random(2, 4, t, 8), random(2, 4, t, 8), random(4, 1, 1)]
+
+
+def outputs_and_gradients(call, tensors):
+    tensors = [t.clone().requires_grad_() for t in tensors]
+    out = call(*tensors)
+    out = out if isinstance(out, tuple) else (out,)
+    return [*out, *torch.autograd.grad(sum(o.square().sum() for o in out), tensors, allow_unused=True)]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_compiles_whole_with_static_and_dynamic_shapes(call):
+    torch._dynamo.reset()
+    for dynamic in (False, True):
+        compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for t in (12, 17):
+            tensors = inputs(t)
+            expected, found = outputs_and_gradients(call, tensors), outputs_and_gradients(compiled, tensors)
+            for a, b in zip(expected, found, strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_compiles_with_inductor():
+    torch._dynamo.reset()
+    tensors = inputs()
+    expected = outputs_and_gradients(relu2_attention, tensors)
+    found = outputs_and_gradients(torch.compile(relu2_attention, fullgraph=True), tensors)
+    torch.testing.assert_close(found, expected)
+
+
+def test_dropout_inside_compile_draws_anew():
+    torch._dynamo.reset()
+    q = random(2, 4, 12, 8)
+    call = torch.compile(lambda q: glomo.relu2_attention(q, q, q, dropout_p=0.5), fullgraph=True, backend="aot_eager")
+    assert not torch.equal(call(q), call(q))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_exports(call):
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return call(*tensors)
+
+    tensors = tuple(inputs())
+    program = torch.export.export(Module(), tensors)
+    torch.testing.assert_close(program.module()(*tensors), call(*tensors))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_autocast_casts_as_for_sdpa(call):
+    tensors = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = call(*tensors)
+        sdpa = torch.nn.functional.scaled_dot_product_attention(*tensors[:3])
+    out = out if isinstance(out, tuple) else (out,)
+    assert out[0].dtype == sdpa.dtype == torch.bfloat16
+    expected = call(*(t.bfloat16() for t in tensors[:3]), tensors[3])
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    if call is not graph_mix:  # there autocast also changes the product that makes the graphs
+        for a, b in zip(out, expected, strict=True):
+            assert torch.equal(a, b)
+    wide = call(*(t.double() for t in tensors[:3]), tensors[3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        untouched = call(*(t.double() for t in tensors[:3]), tensors[3])
+    torch.testing.assert_close(untouched, wide)
+
+
+SAMPLES = {
+    "relu2_affinity_blocked": lambda q, k, v, b: (q, k, b, None, -1, 1.0, 1e-6),
+    "relu2_attention_blocked": lambda q, k, v, b: (q, k, v, b, None, torch.tensor(5), 0.3, -1, 1.0, 1e-6),
+    "relu2_attention_varlen_blocked": lambda q, k, v, b: (
+        *(t.flatten(0, 1) for t in (q, k, v)),
+        *(torch.tensor([0, 3, 8]), torch.tensor([0, 3, 8]), None, None, 0.0, None, 1.0, 1e-6),
+    ),
+    "graph_mix_blocked": lambda q, k, v, b: (q @ k.mT, v[:, 0], torch.ones(2, 1, 1, 4), torch.ones(2, 1, 1, 4), 2),
+    "relu2_graph_mix_blocked": lambda q, k, v, b: (
+        *(q, k, v[:, 0], torch.ones(1, 1, 1, 4), None, b, torch.ones(1, 12, dtype=torch.bool), 2, 0, 1.0, 1e-6),
+    ),
+    "attention_blocked": lambda q, k, v, b: (q, k, v, random(12, 12), None, 0.0, None, 0.3),
+    "attention_varlen_blocked": lambda q, k, v, b: (
+        *(t.flatten(0, 1) for t in (q, k, v)),
+        *(torch.tensor([0, 3, 8]), torch.tensor([0, 3, 8]), None, 0.0, 0, 0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_opcheck(name):
+    def leaf(t):
+        return t.detach().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+
+    arguments = tuple(leaf(a) for a in SAMPLES[name](*inputs()))
+    torch.library.opcheck(getattr(torch.ops.glomo, name).default, arguments)

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import glomo
+from glomo.kernels import use_backend
+from parity import check_parity, random
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def by_loops(graphs, features, weights, chain_weights, num_heads):
+    """One batch item, graphs (N, T, S), weights (T, N): matrices multiplied out, one target at a time."""
+    n = graphs.shape[0]
+    products = []
+    for i in range(n):
+        products.append(graphs[i] if i < num_heads else graphs[i] @ products[i - num_heads])
+    rows = []
+    for t in range(graphs.shape[1]):
+        row = sum(weights[t, i] * graphs[i, t] for i in range(n))
+        row = row + sum(chain_weights[t, i] * products[i][t] for i in range(n))
+        rows.append(row @ features)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 6])
+def test_formula(backend, num_heads):
+    graphs, features = random(6, 5, 5).double(), random(5, 3).double()
+    weights, chains = random(5, 6).double(), random(5, 6).double()
+    with use_backend(backend):
+        out = glomo.graph_mix(graphs, features, weights, chains, num_heads=num_heads)
+    torch.testing.assert_close(out, by_loops(graphs, features, weights, chains, num_heads))
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_chain_is_a_matrix_product_not_an_elementwise_one(backend):
+    """Two links of a chain: 2 reads 1, 1 reads 0. Elementwise the product would be 0."""
+    graphs = torch.zeros(2, 3, 3)
+    graphs[0, 1, 0] = graphs[1, 2, 1] = 1.0
+    features = torch.eye(3)
+    with use_backend(backend):
+        out = glomo.graph_mix(graphs, features, torch.zeros(2), torch.tensor([0.0, 1.0]))
+    expected = torch.zeros(3, 3)
+    expected[2, 0] = 1.0
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_products_of_strictly_triangular_graphs_lose_a_row_each(backend):
+    graphs = torch.rand(5, 4, 4).tril(-1)
+    for layers in range(1, 6):
+        chain = torch.zeros(5)
+        chain[layers - 1] = 1.0
+        with use_backend(backend):
+            product = glomo.graph_mix(graphs, torch.eye(4), torch.zeros(5), chain)
+        assert (product[:layers] == 0).all()
+        assert (product[layers:].abs().sum(-1) > 0).all()
+
+
+WEIGHT_SHAPES = ["(N,)", "(..., N)", "(..., T, N)", "(..., 1, N)"]
+
+
+def weights_of(shape, lead, t, n):
+    sizes = {"(N,)": (n,), "(..., N)": (*lead, n), "(..., T, N)": (*lead, t, n), "(..., 1, N)": (*lead, 1, n)}
+    return random(*sizes[shape])
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_parity(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    lead = data.draw(st.sampled_from([(), (2,), (2, 3)]))
+    t, e = data.draw(st.sampled_from([0, 1, 2, 7, 33])), data.draw(st.sampled_from([1, 5, 16]))
+    num_heads, layers = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 2, 3]))
+    n = layers * num_heads
+    chained = data.draw(st.booleans())
+    s = t if chained else data.draw(st.sampled_from([1, 6, 40]))
+    mixtures = data.draw(st.lists(st.sampled_from(WEIGHT_SHAPES), min_size=1, max_size=2))
+    weights = [weights_of(shape, lead, t, n) for shape in mixtures]
+    chains = [weights_of(shape, lead, t, n) for shape in mixtures] if chained else []
+
+    def mix(graphs, features, *both):
+        w, c = both[: len(weights)], both[len(weights) :] or None
+        return glomo.graph_mix(graphs, features, w, c, num_heads=num_heads)
+
+    check_parity(mix, [random(*lead, n, t, s, dtype=dtype), random(*lead, s, e, dtype=dtype), *weights, *chains])
+
+    causal = data.draw(st.booleans())
+    bias = data.draw(st.sampled_from([None, (), (n, 1, 1), (*lead, n, t, 1), (1, s)]))
+    mask = torch.rand(*lead, 1, 1, s) > 0.3 if data.draw(st.booleans()) else None
+
+    def relu2_mix(query, key, features, bias, *both):
+        w, c = both[: len(weights)], both[len(weights) :] or None
+        return glomo.relu2_graph_mix(
+            query, key, features, w, c, bias, mask, num_heads=num_heads, is_causal=causal, diagonal=-1
+        )
+
+    query, key = random(*lead, n, t, 8, dtype=dtype), random(*lead, n, s, 8, dtype=dtype)
+    features = random(*lead, s, e, dtype=dtype)
+    check_parity(relu2_mix, [query, key, features, None if bias is None else random(*bias), *weights, *chains])
+
+
+def test_parity_over_several_tiles():
+    def call(query, key, features, bias, weights, chains):
+        return glomo.relu2_graph_mix(
+            query, key, features, weights, chains, bias, num_heads=4, is_causal=True, diagonal=-1
+        )
+
+    n, t = 8, 260
+    tensors = [random(3, n, t, 8), random(3, n, t, 8), random(3, t, 6), random(3, n, t, 1), random(3, t, n), random(n)]
+    check_parity(call, tensors)
+    check_parity(lambda *a: call(*a, None), tensors[:-1])
+
+
+def test_frozen_graphs_get_the_other_gradients():
+    query, key, features = random(2, 6, 9, 4), random(2, 6, 9, 4), random(2, 9, 3).requires_grad_()
+    weights = random(6).requires_grad_()
+    glomo.relu2_graph_mix(query, key, features, weights, weights, num_heads=2).sum().backward()
+    frozen = features.grad, weights.grad
+    features.grad = weights.grad = None
+    query.requires_grad_()
+    glomo.relu2_graph_mix(query, key, features, weights, weights, num_heads=2).sum().backward()
+    torch.testing.assert_close((features.grad, weights.grad), frozen)
+
+
+def test_mixtures_share_one_call():
+    query, key, features = random(2, 6, 9, 4), random(2, 6, 9, 4), random(2, 9, 3)
+    weights = random(6), random(2, 9, 6)
+    together = glomo.relu2_graph_mix(query, key, features, weights, num_heads=2)
+    for out, w in zip(together, weights, strict=True):
+        torch.testing.assert_close(out, glomo.relu2_graph_mix(query, key, features, w, num_heads=2))
+
+
+def test_gradcheck_of_the_reference():
+    tensors = [random(4, 3, 3), random(4, 3, 3), random(3, 2), random(4), random(3, 4), random(4, 1, 1)]
+    tensors = [t.double().requires_grad_() for t in tensors]
+
+    def call(query, key, features, weights, chains, bias):
+        return glomo.relu2_graph_mix(query, key, features, weights, chains, bias, num_heads=2, eps=1e-3)
+
+    with use_backend("reference"):
+        assert torch.autograd.gradcheck(call, tensors)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (dict(weights=torch.ones(5)), ValueError, r"weights has shape \(5,\)"),
+        (dict(weights=torch.ones(2, 3, 4, 6)), ValueError, r"weights has shape"),
+        (dict(weights=(torch.ones(6), torch.ones(1))), ValueError, r"weights\[1\] has shape \(1,\)"),
+        (dict(weights=()), ValueError, "empty tuple"),
+        (dict(weights=torch.ones(6).long()), TypeError, "weights must be a floating-point"),
+        (dict(chain_weights=torch.ones(6)), ValueError, "square graphs"),
+        (dict(num_heads=4), ValueError, "num_heads is 4"),
+        (dict(features=torch.ones(2, 4, 3)), ValueError, "features has shape"),
+        (dict(features=torch.ones(3, 7, 3)), ValueError, "leading dimensions"),
+        (dict(graphs=torch.ones(5, 7)), ValueError, r"graphs must be \(..., N, T, S\)"),
+    ],
+)
+def test_errors_name_the_argument(change, error, words):
+    arguments = dict(graphs=torch.ones(2, 6, 5, 7), features=torch.ones(2, 7, 3), weights=torch.ones(6), num_heads=2)
+    with pytest.raises(error, match=words):
+        glomo.graph_mix(**{**arguments, **change})

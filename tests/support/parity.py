@@ -1,0 +1,87 @@
+"""The oracle of every op: the reference backend in fp64.
+
+An op meets it if, for the output and every gradient,
+
+    max|ours - ref64| <= 2 * max(eager, sensitivity) + rounding
+
+where the fp64 run starts from the same (rounded) inputs, eager is the error of the reference in the op's own dtype, and
+sensitivity is how far the fp64 result moves when inputs and cotangents move by one fp32 rounding: near a dead row the
+gradient of the normalised square is so steep, and a gradient summed over everything is so small against its terms, that
+two orders of summation differ by more than a factor. rounding is one of the result's largest value in its dtype, and a
+few in fp32 of the largest value of all results: gradients that cancel to nothing still carry their terms' roundings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glomo.kernels import use_backend
+
+Call = Callable[..., Any]
+_NUDGES = torch.Generator().manual_seed(1)
+
+
+def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None, nudge: bool = False) -> list[Tensor]:
+    """Outputs of call(*tensors), then the gradients of a fixed random functional of them with respect to every
+    floating input. The default generator is seeded first, so that dropout draws the same seed each time."""
+    move = nudged if nudge else torch.detach
+    inputs = [None if t is None else move(t).detach().requires_grad_(t.is_floating_point()) for t in tensors]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    torch.manual_seed(11)
+    with use_backend(backend) if backend else contextlib.nullcontext():
+        outputs = call(*inputs)
+        outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        generator = torch.Generator().manual_seed(5)
+        cotangents = [
+            torch.randn(o.shape, generator=generator, dtype=torch.float32).bfloat16().to(o.dtype) for o in outputs
+        ]
+        cotangents = [move(c) for c in cotangents]
+        gradients = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
+    zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, gradients, strict=True)]
+    return [o.detach() for o in outputs] + zeros
+
+
+def check_parity(call: Call, tensors: Sequence[Tensor | None]) -> None:
+    """Holds the automatic (or forced) backend to the fp64 reference on these inputs."""
+    wide = [None if t is None else t.double() if t.is_floating_point() else t for t in tensors]
+    expected = run(call, wide, "reference")
+    eager = run(call, tensors, "reference")
+    moved = [run(call, wide, "reference", nudge=True) for _ in range(4)]
+    ours = run(call, tensors, None)
+    largest = max(float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0 for t in expected)
+    for i, (mine, plain, truth, *near) in enumerate(zip(ours, eager, expected, *moved, strict=True)):
+        assert mine.shape == truth.shape, f"result {i}: shape {tuple(mine.shape)}, expected {tuple(truth.shape)}"
+        assert mine.dtype == plain.dtype, f"result {i}: {mine.dtype}, expected {plain.dtype}"
+        finite = truth.isfinite()
+        assert torch.equal(mine.isfinite(), finite), f"result {i}: NaN or Inf in other places than the reference"
+        truth = truth[finite]
+        if truth.numel() == 0:
+            continue
+        error = (mine[finite].double() - truth).abs().max().item()
+        rounding = torch.finfo(mine.dtype).eps * truth.abs().max().item() + 4 * torch.finfo(torch.float32).eps * largest
+        budget = 2 * max((t[finite].double() - truth).abs().max().item() for t in (plain, *near)) + rounding
+        assert error <= budget, f"result {i}: error {error:.3e} is more than the budget {budget:.3e}"
+
+
+def nudged(t: Tensor) -> Tensor:
+    """Every value one fp32 rounding up or down."""
+    if not t.is_floating_point():
+        return t
+    signs = torch.randint(0, 2, t.shape, generator=_NUDGES) * 2 - 1
+    return t * (1 + torch.finfo(torch.float32).eps * signs)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(dtype)
+
+
+def strided(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random values in a view with a step, an offset and permuted strides."""
+    reordered = (*shape[:-3], shape[-2], shape[-3], shape[-1]) if len(shape) > 2 else shape
+    base = random(*reordered[:-1], 2 * shape[-1] + 1, dtype=dtype)[..., 1::2]
+    return base.transpose(-3, -2) if len(shape) > 2 else base
