@@ -29,6 +29,7 @@ from glomo.training.classifier import TextClassifier
 from glomo.training.comparison import Run, compare
 from glomo.training.config import nearest, to_dict
 from glomo.training.distributed import World
+from glomo.training.graph_cache import GraphCache
 from glomo.training.graph_files import load_graph
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
@@ -197,12 +198,12 @@ def run(
     if isinstance(graph, torch.nn.Module):
         graph.to(device)
 
-    def tensors(examples: Examples, indices: Sequence[int]) -> tuple[Tensor, Tensor, Any, Tensor]:
-        ids, lengths = pad([examples.ids[i] for i in indices])
-        units, _ = pad([[words.get(piece, 1) for piece in examples.pieces[i]] for i in indices])
+    cache = GraphCache(graph, [train_examples.ids[i] for i in chosen], device)
+
+    def tensors(examples: Examples, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        units, lengths = pad([[words.get(piece, 1) for piece in examples.pieces[i]] for i in indices])
         labels = torch.tensor([examples.labels[i] for i in indices])
-        lengths = lengths.to(device)
-        return units.to(device), lengths, graph.queries_keys(ids.to(device), lengths), labels.to(device)
+        return units.to(device), lengths.to(device), labels.to(device)
 
     torch.manual_seed(seed)
     mixing: dict[str, Any] = {
@@ -224,8 +225,8 @@ def run(
     )
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
-        units, lengths, graphs, labels = tensors(train_examples, [chosen[i] for i in indices])
-        return F.cross_entropy(model(units, lengths, graphs), labels), len(indices), int(lengths.sum())
+        units, lengths, labels = tensors(train_examples, [chosen[i] for i in indices])
+        return F.cross_entropy(model(units, lengths, cache.batch(indices)), labels), len(indices), int(lengths.sum())
 
     @torch.no_grad()
     def test() -> dict[str, float]:
@@ -233,7 +234,10 @@ def run(
         order = sorted(range(len(test_examples)), key=lambda i: len(test_examples.ids[i]))
         right = 0
         for start in range(0, len(order), 256):
-            units, lengths, graphs, labels = tensors(test_examples, order[start : start + 256])
+            part = order[start : start + 256]
+            units, lengths, labels = tensors(test_examples, part)
+            ids, _ = pad([test_examples.ids[i] for i in part])
+            graphs = graph.queries_keys(ids.to(device), lengths)
             right += int((model(units, lengths, graphs).argmax(-1) == labels).sum())
         return {"accuracy": right / len(order)}
 

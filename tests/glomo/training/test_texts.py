@@ -1,5 +1,7 @@
 """Files of one's own come first; the synthetic task reads as text."""
 
+from itertools import pairwise
+
 import pytest
 
 from glomo.data import catalogue
@@ -24,10 +26,17 @@ def test_files_before_data_sets(tmp_path, monkeypatch):
         unlabelled((), (), "text")
 
 
-def test_recall_is_the_task_itself():
+def test_recall_is_the_task_itself_and_asks_for_every_pair():
     texts = unlabelled((), ("recall",), "text")
-    vocabulary = Recall().vocabulary
-    assert [vocabulary.encode(text) for text in texts[:50]] == Recall().unlabelled(len(texts), 1)[:50]
+    task = Recall()
+    for text, units in zip(texts[:200], task.unlabelled(len(texts), 1), strict=False):
+        ids = task.vocabulary.encode(text)
+        assert ids[: len(units)] == units
+        body, questions = text.split()[: task.length], text.split()[task.length :]
+        bound = {key: value for key, value in pairwise(body) if key[0] == "K"}
+        assert len(questions) == 3 * task.pairs
+        assert questions[::3] == ["Q"] * task.pairs
+        assert dict(zip(questions[1::3], questions[2::3], strict=True)) == bound
     train, test = labelled("", "", "recall", "text", "label")
     assert not {text for text, _ in train} & {text for text, _ in test}
     assert {label for _, label in test} == {str(n) for n in range(Recall().classes)}
