@@ -85,6 +85,6 @@ def explain(op: str, *tensors: object) -> str:
     forced = forced_backend()
     if forced:
         name, who = forced
-        return f"{op} runs on {name!r} ({BACKENDS[name]}), because {who} forces it."
+        return f"{op} runs on {name!r}, because {who} forces it."
     where = " and ".join(sorted({t.device.type for t in tensors if hasattr(t, "device")})) or "any device"
-    return f"{op} runs on 'blocked' ({BACKENDS['blocked']}), because no compiled backend is installed for {where}."
+    return f"{op} runs on 'blocked', because no compiled backend is installed for {where}."
