@@ -18,7 +18,7 @@ $(VENV)/.ready: setup.py pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m glomo.demo
+	$(BIN)/glomo demo
 
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -13,6 +13,7 @@ COMMANDS = {
     "pretrain": "pre-train a graph on unlabelled text",
     "transfer": "train a classifier with graphs, and compare them with controls",
     "plot": "draw the graph over a sentence",
+    "demo": "all of it on real text in three minutes",
     "info": "which backends run here, and why",
     "data": "ls: the open data sets; fetch: download one",
     "recipes": "ls: the recipes; cp: copy one to change it",
