@@ -82,7 +82,7 @@ def arcs(graphs: Tensor, num_heads: int, words: Sequence[str], path: Path, small
 
 def _links(graphs: Tensor, layer: int, num_heads: int, smallest: float) -> list[tuple[int, int, int, int]]:
     part = graphs[:, layer * num_heads : (layer + 1) * num_heads]
-    return [tuple(index) for index in (part >= smallest).nonzero().tolist()]  # type: ignore[misc]
+    return [tuple(index) for index in (part >= smallest).nonzero().tolist()]
 
 
 def accuracies(results: dict[str, Any], path: Path) -> None:

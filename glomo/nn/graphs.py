@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -92,26 +92,30 @@ class Graphs:
         """`A_n value_n` for each graph: `value (B, N, T, Ev) -> (B, N, T, Ev)`; no T x T tensor with relu2."""
         value = value.to(self.query.dtype)  # differs under autocast only
         if self.activation == "softmax":
-            return attention(self.query, self.key, value, self._softmax_mask(), scale=self.scale)
-        return relu2_attention(self.query, self.key, value, self.bias, self.attn_mask, **self._settings())
+            out = attention(self.query, self.key, value, self._softmax_mask(), scale=self.scale)
+        else:
+            out = relu2_attention(self.query, self.key, value, self.bias, self.attn_mask, **self._settings())
+        return cast(Tensor, out)
 
     def mix(
         self, features: Tensor, weights: tuple[Tensor, ...], chain_weights: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, ...]:
         """`sum_n w_n A_n F + sum_n c_n Lambda_n F` per weight tensor of the tuple, as in `glomo.relu2_graph_mix`."""
         if self.activation == "softmax":
-            return graph_mix(self.materialise(), features, weights, chain_weights, num_heads=self.num_heads)
-        return relu2_graph_mix(
-            self.query,
-            self.key,
-            features,
-            weights,
-            chain_weights,
-            self.bias,
-            self.attn_mask,
-            num_heads=self.num_heads,
-            **self._settings(),
-        )
+            out = graph_mix(self.materialise(), features, weights, chain_weights, num_heads=self.num_heads)
+        else:
+            out = relu2_graph_mix(
+                self.query,
+                self.key,
+                features,
+                weights,
+                chain_weights,
+                self.bias,
+                self.attn_mask,
+                num_heads=self.num_heads,
+                **self._settings(),
+            )
+        return cast(tuple[Tensor, ...], out)
 
     def materialise(self) -> Tensor:
         """All graphs as one tensor `(B, N, T, T)`, in the direction's own order."""
