@@ -5,10 +5,10 @@ bound to that key follows. With keys K, values V and fillers f::
 
     fc Kg Vb fa fh Ka Vi Kd Vd fc Kb Ve fa Q Ka      -> Vi, whose class is the label
 
-Pre-training sees unlabelled sequences with the answer at their end (predicting it needs the link from the second Ka
-to the first); the labelled task sees sequences without the answer. Reading the label needs "which value stands behind
-the earlier place of this key", a relation and not a feature, so it shows what a transferred graph can do. It is no
-real data.
+Pre-training sees unlabelled sequences that ask for every pair in turn and give the answers, ``... fa Q Ka Vi Q Kd Vd
+...`` (predicting an answer needs the link from the second Ka to the first); the labelled task sees one question without
+its answer. Reading the label needs "which value stands behind the earlier place of this key", a relation and not a
+feature, so it shows what a transferred graph can do. It is no real data.
 """
 
 from __future__ import annotations
@@ -69,30 +69,39 @@ class Recall:
         return Vocabulary(words, lowercase=False, digits=None)
 
     def unlabelled(self, n: int, seed: int) -> list[list[int]]:
-        """``n`` sequences for pre-training, each with its answer as the last unit: ``length + 3`` ids."""
-        return [[*question, answer] for question, answer in self._draw(n, seed)]
+        """``n`` sequences for pre-training: pairs and fillers, then ``Q key value`` for every pair, in a random order.
+
+        Each has ``length + 3 * pairs`` ids. With one question a sequence, so few units could be predicted better by a
+        link that a short training does not find it.
+        """
+        return [
+            [*sequence, *(unit for key, value in asked for unit in (2, key, value))]
+            for sequence, asked in self._draw(n, seed)
+        ]
 
     def labelled(self, n: int, seed: int) -> list[tuple[list[int], int]]:
         """``n`` examples: a sequence of ``length + 2`` ids, and the class of the bound value.
 
         Take other seeds than for pre-training, and another one for the test.
         """
-        return [(question, (answer - 3 - self.keys) % self.classes) for question, answer in self._draw(n, seed)]
+        return [
+            ([*sequence, 2, key], (value - 3 - self.keys) % self.classes)
+            for sequence, ((key, value), *_) in self._draw(n, seed)
+        ]
 
-    def _draw(self, n: int, seed: int) -> list[tuple[list[int], int]]:
+    def _draw(self, n: int, seed: int) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """(pairs and fillers, the (key, value) pairs in the order they are asked for)."""
         random = np.random.default_rng(seed)
         drawn = []
         for _ in range(n):
             keys = 3 + random.permutation(self.keys)[: self.pairs]
             values = 3 + self.keys + random.integers(self.values, size=self.pairs)
             fillers = 3 + self.keys + self.values + random.integers(self.fillers, size=self.length - 2 * self.pairs)
-            # A random order of pairs and fillers, in which a pair stays together.
-            pieces = [[int(key), int(value)] for key, value in zip(keys, values, strict=True)] + [
-                [int(f)] for f in fillers
-            ]
-            sequence = [unit for i in random.permutation(len(pieces)) for unit in pieces[i]]
-            asked = int(random.integers(self.pairs))
-            drawn.append(([*sequence, 2, int(keys[asked])], int(values[asked])))
+            pairs = list(zip(keys.tolist(), values.tolist(), strict=True))
+            # A random order of pairs and fillers, in which a pair stays together; the pairs are asked for in the order
+            # they were drawn, which is independent of it.
+            pieces = [*pairs, *((filler,) for filler in fillers.tolist())]
+            drawn.append(([unit for i in random.permutation(len(pieces)) for unit in pieces[i]], pairs))
         return drawn
 
 

@@ -36,11 +36,21 @@ def test_the_label_is_the_class_of_the_bound_value(task):
         assert all(read[read.index(key) + 1].startswith("V") for key in keys)
 
 
-def test_unlabelled_sequences_end_with_the_answer():
-    task = Recall()
-    for ids in task.unlabelled(100, seed=2):
+@pytest.mark.parametrize("task", [Recall(), Recall(keys=3, values=4, fillers=2, pairs=3, length=9, classes=2)])
+def test_unlabelled_sequences_ask_for_every_pair_and_answer(task):
+    first: Counter[int] = Counter()
+    for ids in task.unlabelled(400, seed=2):
         read = [task.vocabulary.words[i] for i in ids]
-        assert read[-1] == solve(read[:-1])
+        assert len(read) == task.length + 3 * task.pairs
+        body, questions = read[: task.length], read[task.length :]
+        assert questions[::3] == ["Q"] * task.pairs
+        keys = [word for word in body if word.startswith("K")]
+        assert sorted(questions[1::3]) == sorted(keys)
+        for key, value in zip(questions[1::3], questions[2::3], strict=True):
+            assert value == solve([*body, "Q", key])
+        first[keys.index(questions[1])] += 1
+    # the order of the questions says nothing about that of the pairs
+    assert all(0.7 * 400 < first[place] * task.pairs < 1.3 * 400 for place in range(task.pairs))
 
 
 def test_reproducible_and_different_by_seed():
