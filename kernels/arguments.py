@@ -5,6 +5,8 @@ Every check raises TypeError or ValueError with one sentence: the argument, what
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -93,12 +95,38 @@ def check_qk(query: Tensor, key: Tensor, value: Tensor | None) -> None:
         check_last("value", value, -2, key.size(-2), "the key")
 
 
+def check_number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}.")
+
+
+def check_count(name: str, value: int, least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value}.")
+
+
+def check_diagonal(is_causal: bool, diagonal: int) -> int | None:
+    """The diagonal where the call is causal, None where it is not."""
+    if isinstance(diagonal, bool) or not isinstance(diagonal, int):
+        raise TypeError(f"diagonal must be a whole number, not {type(diagonal).__name__}.")
+    return diagonal if is_causal else None
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside an op the dtypes are the op's own choice: an autocast around the call must not change its products."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def check_probability(dropout_p: float) -> None:
+    check_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(f"dropout_p must be between 0 and 1, but is {dropout_p}.")
 
 
 def check_eps(eps: float) -> None:
+    check_number("eps", eps)
     if not eps >= 0.0:
         raise ValueError(f"eps must be 0 or positive, but is {eps}.")
 
@@ -162,8 +190,12 @@ class HeadGroups:
     def split_key(self, key: Tensor) -> Tensor:
         return key.unsqueeze(-3)
 
-    def split_pairs(self, t: Tensor | None) -> Tensor | None:
+    def split_pairs(self, name: str, t: Tensor | None) -> Tensor | None:
         """For a tensor that broadcasts to (..., H, T, S)."""
         if t is None or t.dim() < 3:
             return t
+        if t.size(-3) not in (1, self.heads):
+            raise ValueError(
+                f"{name} has shape {shape_of(t)}, but its dimension -3 must be 1 or the {self.heads} query heads."
+            )
         return self.split_query(t) if t.size(-3) == self.heads else t.unsqueeze(-3)

@@ -37,7 +37,8 @@ def _check_name(name: str, source: str) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Runs every op inside the block on the named backend ("reference" or "blocked").
 
-    The block is process-wide state, as torch.set_float32_matmul_precision is: set it from one thread.
+    The block is process-wide state, as torch.set_float32_matmul_precision is: set it from one thread. A function that
+    torch.compile has traced keeps the backend that GLOMO_BACKEND named when it was traced.
 
     Raises:
         ValueError: no backend has that name.

@@ -1,4 +1,4 @@
-"""The scores of a tile and the gradients that flow back through them, for every blocked op."""
+"""The scores of a tile, the gradients that flow back through them, and dropout, for every blocked op."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .arguments import accumulator_dtype
-from .tiles import Tile, add_to, pad_lead, take, take_flat, tiles
+from .philox import keep_mask
+from .tiles import Tile, add_to, batch_head_indices, pad_lead, take, take_flat, tiles
 
 
 class Scores:
@@ -103,3 +104,27 @@ def gradient_like(t: Tensor | None, gradient: Tensor | None, fallback: Tensor | 
         assert source is not None
         return source.new_empty(0)
     return gradient.reshape(t.shape).to(t.dtype)
+
+
+class Dropout:
+    """The kept pairs of a tile, times 1 / (1 - p)."""
+
+    def __init__(self, seed: Tensor | None, dropout_p: float, lead: torch.Size, first_batch_head: int = 0) -> None:
+        self.seed, self.dropout_p = seed, dropout_p
+        if seed is not None:
+            self.batch_heads = batch_head_indices(lead, seed.device) + first_batch_head
+
+    def apply_(self, weights: Tensor, tile: Tile) -> Tensor:
+        """Drops from weights (count, rows, sources) in place."""
+        if self.seed is None:
+            return weights
+        if self.dropout_p == 1.0:
+            return weights.zero_()
+        n = self.batch_heads[tile.lead].reshape(-1)
+        keep = keep_mask(self.seed, self.dropout_p, n, range(tile.rows.start, tile.rows.stop), weights.size(-1))
+        return weights.mul_(keep).div_(1 - self.dropout_p)
+
+
+def denominator(normalizer: Tensor, eps: float) -> Tensor:
+    """Z + eps, and 1 for a dead row, whose squares are all 0."""
+    return (normalizer + eps).masked_fill_(normalizer == 0, 1)

@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+from .arguments import without_autocast
 
 Op = Callable[..., Any]
 
@@ -24,7 +28,7 @@ def differentiable_op(
     fake: Op,
     differentiable: Sequence[str],
 ) -> Op:
-    """Registers `glomo::<name>` and `glomo::<name>_backward` and returns the first.
+    """Registers `glomo::<name>` and `glomo::<name>_backward` and returns a function that calls the first.
 
     Args:
         name: the op's name, unique in the package.
@@ -83,17 +87,34 @@ def differentiable_op(
     op.register_autograd(autograd_backward, setup_context=setup_context)
     backward_op.register_fake(fake_backward)
     backward_op.register_autograd(no_double_backward)
-    return op
+
+    def call(*inputs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            _refuse_transforms(name, inputs)
+        return op(*inputs)
+
+    return call
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Inside an op the dtypes are the op's own choice: an autocast around the call must not change its products."""
-
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        tensor = next((a for a in args if isinstance(a, Tensor)), None)
-        device = tensor.device.type if tensor is not None else args[0][0].device.type
-        with torch.autocast(device, enabled=False):
+        tensor = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        with without_autocast(tensor.device):
             return function(*args, **kwargs)
 
     return run
+
+
+def _refuse_transforms(name: str, inputs: tuple[Any, ...]) -> None:
+    """Forward-mode derivatives would lose the tangent without a word, torch.func.grad fails with an inner message."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    transformed = stack is not None and stack.key() in (TransformType.Grad, TransformType.Jvp)
+    if not transformed and forward_ad._current_level >= 0:
+        tensors = (t for t in inputs if isinstance(t, Tensor))
+        transformed = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if transformed:
+        raise RuntimeError(
+            f"glomo's {name} knows reverse-mode gradients by torch.autograd only: for torch.func and forward-mode "
+            'derivatives run it inside glomo.kernels.use_backend("reference"), which is plain PyTorch.'
+        )

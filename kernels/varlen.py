@@ -8,13 +8,13 @@ broadcasts.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .arguments import check_floating, shape_of
+from .arguments import accumulator_dtype, check_count, check_floating, shape_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,61 @@ def _boundaries(name: str, cu_seqlens: Tensor, of: str, packed: Tensor) -> list[
     return values
 
 
+def forward_sequences(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """run(q, k, v, bias, first_batch_head) -> (out, row statistic) for every sequence, packed again."""
+    out = query.new_empty(*query.shape[:-1], value.size(-1))
+    statistic = torch.empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype), device=query.device)
+    for s in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
+        o, z = run(s.targets(query), s.sources(key), s.sources(value), s.pairs(bias), s.first_batch_head)
+        s.targets(out).copy_(o)
+        s.targets(statistic[..., None]).copy_(z[..., None])
+    return out, statistic
+
+
+def backward_sequences(
+    run: Callable[..., list[Tensor]],
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    """run(grad_outputs, outputs, q, k, v, bias, first_batch_head) -> gradients, packed again; empty if not needed."""
+    dtype = accumulator_dtype(query.dtype)
+    totals = [
+        torch.zeros(t.shape, dtype=t.dtype if i < 3 else dtype, device=t.device) if need and t is not None else None
+        for i, (t, need) in enumerate(zip((query, key, value, bias), needs, strict=True))
+    ]
+
+    def rows(s: Sequence, pair: list[Tensor]) -> list[Tensor]:
+        return [s.targets(pair[0]), s.targets(pair[1][..., None]).squeeze(-1)]
+
+    for s in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
+        q, k, v, b = s.targets(query), s.sources(key), s.sources(value), s.pairs(bias)
+        gradients = run(rows(s, grad_outputs), rows(s, outputs), q, k, v, b, s.first_batch_head)
+        for i, (total, gradient) in enumerate(zip(totals, gradients, strict=True)):
+            if total is not None:
+                part = s.pairs(total) if i == 3 else s.sources(total) if i else s.targets(total)
+                assert part is not None
+                part.add_(gradient)
+    return [
+        query.new_empty(0) if total is None or t is None else total.to(t.dtype)
+        for t, total in zip((query, key, value, bias), totals, strict=True)
+    ]
+
+
 def check_varlen(
     query: Tensor,
     key: Tensor,
@@ -99,9 +154,13 @@ def check_varlen(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, but have "
             f"{cu_seqlens_q.size(0)} and {cu_seqlens_k.size(0)} entries."
         )
-    for name, size in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
-        if size < 0:
-            raise ValueError(f"{name} must not be negative, but is {size}.")
+    lengths = (("max_seqlen_q", max_seqlen_q, cu_seqlens_q), ("max_seqlen_k", max_seqlen_k, cu_seqlens_k))
+    for name, size, cu_seqlens in lengths:
+        check_count(name, size)
+        if cu_seqlens.device.type == "cpu" and cu_seqlens.size(0) > 1 and not torch.compiler.is_compiling():
+            longest = int(cu_seqlens.diff().max())
+            if longest > size:
+                raise ValueError(f"{name} is {size}, but the longest sequence has {longest}.")
 
 
 def varlen_bias(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -1,7 +1,7 @@
 """attention over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive.
 
 Forward: P = exp(s - lse), out = P V. Backward, from the recomputed P:
-    dV = P^T dout,   ds = P (dP - delta + dlse),   dP = dout V^T,   delta = <out, dout>
+    dV = P^T dout,   ds = P (dP - delta + dlse),   dP = dout V^T,   delta = <P, dP>
 with dropout on P in the two products and on dP.
 """
 
@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
-from ..blocked_scores import ScoreGradients, Scores, gradient_like
-from ..relu2_attention.blocked import Dropout
+from ..blocked_scores import Dropout, ScoreGradients, Scores, gradient_like
 from ..tiles import add_to, pad_lead, store, take_flat
-from ..varlen import sequences
+from ..varlen import backward_sequences, forward_sequences
 
 MINUS_INFINITY = float("-inf")
 
@@ -76,7 +74,7 @@ def attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and a float attn_mask."""
-    (dout, dlse), (out, lse) = grad_outputs, outputs
+    (dout, dlse), lse = grad_outputs, outputs[1]
     lead = lse.shape[:-1]
     scores = masked_scores(query, key, attn_mask, diagonal, scale, lead)
     dropout = Dropout(seed, dropout_p, lead, first_batch_head)
@@ -94,15 +92,18 @@ def attention_backward(
             row_lse = lse[tile.at_rows].reshape(flat)
             empty = row_lse == MINUS_INFINITY
             weights.sub_(row_lse.masked_fill(empty, 0)).exp_()  # all 0 in an empty row
+            # The rounding of a large lse is a factor on the whole row, which would not cancel in dP - delta.
+            weights.div_(weights.sum(-1, keepdim=True).masked_fill_(empty, 1))
             dout_tile = take_flat(dout, tile, tile.rows, scores.dtype)
-            if dvalue is not None:
-                dropped = weights if seed is None else dropout.apply_(weights.clone(), tile)
-                add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(dropped.mT, dout_tile))
             if scores_need_gradient:
-                delta = (take_flat(out, tile, tile.rows, scores.dtype) * dout_tile).sum(-1, keepdim=True)
-                shift = dlse[tile.at_rows].reshape(flat).masked_fill(empty, 0) - delta
                 dweights = dropout.apply_(torch.bmm(dout_tile, values_t[..., tile.sources]), tile)
+                # delta = <out, dout>, summed over the sources instead: the rounded out would miss it in half precision
+                delta = (weights * dweights).sum(-1, keepdim=True)
+                shift = dlse[tile.at_rows].reshape(flat).masked_fill(empty, 0) - delta
                 gradients.add(tile, q, keys, dweights.add_(shift).mul_(weights))
+            if dvalue is not None:
+                dropped = dropout.apply_(weights, tile)
+                add_to(dvalue, tile, (tile.sources, slice(None)), torch.bmm(dropped.mT, dout_tile))
     dquery, dkey, dmask = gradients.results(query, key, attn_mask)
     return [dquery, dkey, gradient_like(value, dvalue), dmask]
 
@@ -120,14 +121,11 @@ def attention_varlen_forward(
 ) -> tuple[Tensor, Tensor]:
     """Sequence by sequence: query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between
     broadcasts."""
-    out = query.new_zeros(*query.shape[:-1], value.size(-1))
-    lse = torch.full(query.shape[:-1], MINUS_INFINITY, dtype=accumulator_dtype(query.dtype), device=query.device)
-    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
-        q, k, v = sequence.targets(query), sequence.sources(key), sequence.sources(value)
-        o, row_lse = attention_forward(q, k, v, None, seed, dropout_p, diagonal, scale, sequence.first_batch_head)
-        sequence.targets(out).copy_(o)
-        sequence.targets(lse[..., None]).copy_(row_lse[..., None])
-    return out, lse
+
+    def run(q: Tensor, k: Tensor, v: Tensor, _: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+        return attention_forward(q, k, v, None, seed, dropout_p, diagonal, scale, first)
+
+    return forward_sequences(run, query, key, value, cu_seqlens_q, cu_seqlens_k, None)
 
 
 def attention_varlen_backward(
@@ -146,21 +144,13 @@ def attention_varlen_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key and value."""
-    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    (dout, dlse), (out, lse) = grad_outputs, outputs
-    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
-        q, k, v = sequence.targets(query), sequence.sources(key), sequence.sources(value)
-        gradients = attention_backward(
-            [sequence.targets(dout), sequence.targets(dlse[..., None]).squeeze(-1)],
-            [sequence.targets(out), sequence.targets(lse[..., None]).squeeze(-1)],
-            *(q, k, v, None, seed, dropout_p, diagonal, scale, sequence.first_batch_head),
-            needs=[*needs, False],
-        )
-        totals = (sequence.targets(dquery), sequence.sources(dkey), sequence.sources(dvalue))
-        for need, total, gradient in zip(needs, totals, gradients, strict=False):
-            if need:
-                total.copy_(gradient)
-    return [
-        gradient_like(t, total if need else None, query)
-        for t, total, need in zip((query, key, value), (dquery, dkey, dvalue), needs, strict=True)
-    ]
+
+    def run(
+        grads: list[Tensor], outs: list[Tensor], q: Tensor, k: Tensor, v: Tensor, _: Tensor | None, first: int
+    ) -> list[Tensor]:
+        arguments = (q, k, v, None, seed, dropout_p, diagonal, scale, first)
+        return attention_backward(grads, outs, *arguments, needs=[*needs, False])
+
+    return backward_sequences(
+        run, grad_outputs, outputs, query, key, value, cu_seqlens_q, cu_seqlens_k, None, [*needs, False]
+    )[:3]

@@ -11,6 +11,7 @@ from ..arguments import (
     autocast_cast,
     broadcast_lead,
     check_broadcastable,
+    check_number,
     check_probability,
     check_qk,
     check_same_device,
@@ -114,7 +115,7 @@ def attention(
     groups = HeadGroups(query, key, value) if enable_gqa else None
     if groups:
         query, key, value = groups.split_query(query), groups.split_key(key), groups.split_key(value)
-        attn_mask = groups.split_pairs(attn_mask)
+        attn_mask = groups.split_pairs("attn_mask", attn_mask)
     if attn_mask is not None:
         lead = broadcast_lead(query=query, key=key, value=value)
         check_broadcastable("attn_mask", attn_mask, (*lead, query.size(-2), key.size(-2)))
@@ -137,7 +138,10 @@ def attention(
 
 
 def _scale(scale: float | None, query: Tensor) -> float:
-    return float(scale) if scale is not None else max(query.size(-1), 1) ** -0.5
+    if scale is None:
+        return max(query.size(-1), 1) ** -0.5
+    check_number("scale", scale)
+    return float(scale)
 
 
 def attention_varlen(

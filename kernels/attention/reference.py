@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
+from ..arguments import accumulator_dtype, without_autocast
 from ..relu2_affinity.reference import allowed_pairs
 from ..relu2_attention.reference import drop
 from ..varlen import sequences
@@ -28,7 +28,7 @@ def attention(
     out = 0 and lse = -inf, and gets no gradient.
     """
     dtype = accumulator_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query = query.expand(*lead, *query.shape[-2:])
         scores = query.to(dtype) @ key.to(dtype).mT * scale

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype, autocast_cast, check_floating, check_last, check_rank, shape_of
+from ..arguments import (
+    accumulator_dtype,
+    autocast_cast,
+    check_count,
+    check_floating,
+    check_last,
+    check_rank,
+    shape_of,
+)
 from ..backend import select_backend
 from ..registration import differentiable_op
 from . import blocked, reference
@@ -18,6 +26,8 @@ Weights = Tensor | Sequence[Tensor]
 def canonical_weights(name: str, weights: Weights, lead: torch.Size, num_targets: int, like: Tensor, n: int) -> Tensor:
     """(M, ..., T or 1, N) in the accumulator's dtype, with as many leading dimensions as `lead`, from a tensor or a
     tuple of M tensors, each (N,), (..., N) or per target (..., T, N)."""
+    if not isinstance(weights, (Tensor, list, tuple)):
+        raise TypeError(f"{name} must be a tensor or a tuple of tensors, not {type(weights).__name__}.")
     several = not isinstance(weights, Tensor)
     canonical = []
     for index, w in enumerate(weights if several else (weights,)):
@@ -60,7 +70,10 @@ def canonical_mixtures(
     num_heads: int,
 ) -> tuple[Tensor, Tensor | None]:
     """weights and chain_weights as (M, ..., T or 1, N), after the checks that both mixes share."""
-    if num_heads < 1 or n % num_heads:
+    check_count("num_heads", num_heads, 1)
+    if n == 0:
+        raise ValueError("there are no graphs: N is 0, but must be at least 1.")
+    if n % num_heads:
         raise ValueError(f"num_heads is {num_heads}, but must divide the number of graphs, {n}.")
     w = canonical_weights("weights", weights, lead, num_targets, like, n)
     if chain_weights is None:

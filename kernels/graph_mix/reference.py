@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
+from ..arguments import accumulator_dtype, without_autocast
 
 
 def running_products(graphs: Tensor, num_heads: int) -> Tensor:
@@ -31,7 +31,7 @@ def graph_mix(
     graphs: Tensor, features: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int
 ) -> Tensor:
     """(M, ..., T, E) in the features' dtype: the mixed graph times the features (..., S, E)."""
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         return (
             mix(graphs.to(accumulator_dtype(graphs.dtype)), weights, chain_weights, num_heads).to(features.dtype)
             @ features

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..blocked_scores import ScoreGradients, Scores
+from ..blocked_scores import ScoreGradients, Scores, denominator
 from ..tiles import store
 
 
@@ -62,8 +62,3 @@ def relu2_affinity_backward(
             shift = below * dnormalizer[tile.at_rows].reshape(flat) * 2 - delta
             gradients.add(tile, q, keys, da.add_(shift).mul_(r).div_(below))
     return gradients.results(query, key, bias)
-
-
-def denominator(normalizer: Tensor, eps: float) -> Tensor:
-    """Z + eps, and 1 for a dead row, whose squares are all 0."""
-    return (normalizer + eps).masked_fill_(normalizer == 0, 1)

@@ -14,7 +14,9 @@ from ..arguments import (
     broadcast_lead,
     check_bool_mask,
     check_broadcastable,
+    check_diagonal,
     check_eps,
+    check_number,
     check_qk,
     check_same_device,
 )
@@ -92,15 +94,16 @@ def relu2_affinity(
     check_bool_mask(attn_mask)
     check_same_device(query, bias=bias, attn_mask=attn_mask)
     check_eps(eps)
+    check_number("scale", scale)
     groups = HeadGroups(query, key, None) if enable_gqa else None
     if groups:
         query, key = groups.split_query(query), groups.split_key(key)
-        bias, attn_mask = groups.split_pairs(bias), groups.split_pairs(attn_mask)
+        bias, attn_mask = groups.split_pairs("bias", bias), groups.split_pairs("attn_mask", attn_mask)
     pairs = (*broadcast_lead(query=query, key=key), query.size(-2), key.size(-2))
     for name, t in (("bias", bias), ("attn_mask", attn_mask)):
         if t is not None:
             check_broadcastable(name, t, pairs)
-    arguments = (query, key, bias, attn_mask, diagonal if is_causal else None, float(scale), float(eps))
+    arguments = (query, key, bias, attn_mask, check_diagonal(is_causal, diagonal), float(scale), float(eps))
     if select_backend() == "reference":
         affinity = reference.relu2_affinity(*arguments)
     else:

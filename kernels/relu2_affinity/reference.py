@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
+from ..arguments import accumulator_dtype, without_autocast
 
 
 def allowed_pairs(query: Tensor, key: Tensor, attn_mask: Tensor | None, diagonal: int | None) -> Tensor | None:
@@ -34,7 +34,7 @@ def affinity_and_normalizer(
     A row with Z = 0 is a zero row, value and gradient, also with eps = 0.
     """
     dtype = accumulator_dtype(query.dtype)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         scores = query.to(dtype) @ key.to(dtype).mT * scale
         if bias is not None:
             scores = scores + bias

@@ -9,31 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
-from ..blocked_scores import ScoreGradients, Scores, gradient_like
-from ..philox import keep_mask
-from ..relu2_affinity.blocked import denominator
-from ..tiles import Tile, add_to, batch_head_indices, pad_lead, store, take_flat
-from ..varlen import sequences
-
-
-class Dropout:
-    """The kept pairs of a tile, times 1 / (1 - p)."""
-
-    def __init__(self, seed: Tensor | None, dropout_p: float, lead: torch.Size, first_batch_head: int = 0) -> None:
-        self.seed, self.dropout_p = seed, dropout_p
-        if seed is not None:
-            self.batch_heads = batch_head_indices(lead, seed.device) + first_batch_head
-
-    def apply_(self, weights: Tensor, tile: Tile) -> Tensor:
-        """Drops from weights (count, rows, sources) in place."""
-        if self.seed is None:
-            return weights
-        if self.dropout_p == 1.0:
-            return weights.zero_()
-        n = self.batch_heads[tile.lead].reshape(-1)
-        keep = keep_mask(self.seed, self.dropout_p, n, range(tile.rows.start, tile.rows.stop), weights.size(-1))
-        return weights.mul_(keep).div_(1 - self.dropout_p)
+from ..blocked_scores import Dropout, ScoreGradients, Scores, denominator, gradient_like
+from ..tiles import add_to, pad_lead, store, take_flat
+from ..varlen import backward_sequences, forward_sequences
 
 
 def relu2_attention_forward(
@@ -133,16 +111,11 @@ def relu2_attention_varlen_forward(
 ) -> tuple[Tensor, Tensor]:
     """Sequence by sequence: query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between
     broadcasts. bias (total_q or 1, total_k or 1, ...)."""
-    out = query.new_zeros(*query.shape[:-1], value.size(-1))
-    normalizer = torch.zeros(query.shape[:-1], dtype=accumulator_dtype(query.dtype), device=query.device)
-    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
-        q, k, v, b = sequence.targets(query), sequence.sources(key), sequence.sources(value), sequence.pairs(bias)
-        o, z = relu2_attention_forward(
-            q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, sequence.first_batch_head
-        )
-        sequence.targets(out).copy_(o)
-        sequence.targets(normalizer[..., None]).copy_(z[..., None])
-    return out, normalizer
+
+    def run(q: Tensor, k: Tensor, v: Tensor, b: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+        return relu2_attention_forward(q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, first)
+
+    return forward_sequences(run, query, key, value, cu_seqlens_q, cu_seqlens_k, bias)
 
 
 def relu2_attention_varlen_backward(
@@ -163,22 +136,11 @@ def relu2_attention_varlen_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    dbias = None if bias is None else torch.zeros(bias.shape, dtype=accumulator_dtype(query.dtype), device=bias.device)
-    (dout, dz), (out, z) = grad_outputs, outputs
-    for sequence in sequences(cu_seqlens_q, cu_seqlens_k, query, key):
-        q, k, v, b = sequence.targets(query), sequence.sources(key), sequence.sources(value), sequence.pairs(bias)
-        gradients = relu2_attention_backward(
-            [sequence.targets(dout), sequence.targets(dz[..., None]).squeeze(-1)],
-            [sequence.targets(out), sequence.targets(z[..., None]).squeeze(-1)],
-            *(q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, sequence.first_batch_head),
-            needs=needs,
-        )
-        targets = (sequence.targets(dquery), sequence.sources(dkey), sequence.sources(dvalue), sequence.pairs(dbias))
-        for need, total, gradient in zip(needs, targets, gradients, strict=True):
-            if need and total is not None:
-                total.add_(gradient)
-    return [
-        gradient_like(t, total if need else None, query)
-        for t, total, need in zip((query, key, value, bias), (dquery, dkey, dvalue, dbias), needs, strict=True)
-    ]
+
+    def run(
+        grads: list[Tensor], outs: list[Tensor], q: Tensor, k: Tensor, v: Tensor, b: Tensor | None, first: int
+    ) -> list[Tensor]:
+        arguments = (q, k, v, b, None, seed, dropout_p, diagonal, scale, eps, first)
+        return relu2_attention_backward(grads, outs, *arguments, needs=needs)
+
+    return backward_sequences(run, grad_outputs, outputs, query, key, value, cu_seqlens_q, cu_seqlens_k, bias, needs)

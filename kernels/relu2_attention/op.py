@@ -14,7 +14,9 @@ from ..arguments import (
     broadcast_lead,
     check_bool_mask,
     check_broadcastable,
+    check_diagonal,
     check_eps,
+    check_number,
     check_probability,
     check_qk,
     check_same_device,
@@ -121,11 +123,12 @@ def relu2_attention(
     check_bool_mask(attn_mask)
     check_same_device(query, bias=bias, attn_mask=attn_mask)
     check_eps(eps)
+    check_number("scale", scale)
     check_probability(dropout_p)
     groups = HeadGroups(query, key, value) if enable_gqa else None
     if groups:
         query, key, value = groups.split_query(query), groups.split_key(key), groups.split_key(value)
-        bias, attn_mask = groups.split_pairs(bias), groups.split_pairs(attn_mask)
+        bias, attn_mask = groups.split_pairs("bias", bias), groups.split_pairs("attn_mask", attn_mask)
     pairs = (*broadcast_lead(query=query, key=key, value=value), query.size(-2), key.size(-2))
     for name, t in (("bias", bias), ("attn_mask", attn_mask)):
         if t is not None:
@@ -139,7 +142,7 @@ def relu2_attention(
         attn_mask,
         dropout_seed(dropout_p, query.device),
         float(dropout_p),
-        diagonal if is_causal else None,
+        check_diagonal(is_causal, diagonal),
         float(scale),
         float(eps),
     )
@@ -195,6 +198,7 @@ def relu2_attention_varlen(
     bias = bias_tensor(bias, query)
     check_same_device(query, bias=bias)
     check_eps(eps)
+    check_number("scale", scale)
     check_probability(dropout_p)
     bias = varlen_bias(bias, query, key)
     if enable_gqa:
@@ -209,7 +213,7 @@ def relu2_attention_varlen(
         bias,
         dropout_seed(dropout_p, query.device),
         float(dropout_p),
-        diagonal if is_causal else None,
+        check_diagonal(is_causal, diagonal),
         float(scale),
         float(eps),
     )

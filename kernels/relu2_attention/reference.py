@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import accumulator_dtype
+from ..arguments import accumulator_dtype, without_autocast
 from ..philox import keep_mask
 from ..relu2_affinity.reference import affinity_and_normalizer
 from ..varlen import sequences
@@ -36,7 +36,7 @@ def relu2_attention(
     first_batch_head: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """out (..., T, Ev) in the query's dtype and Z (..., T) in the accumulator's."""
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         query = query.expand(*lead, *query.shape[-2:])
         weights, normalizer = affinity_and_normalizer(query, key, bias, attn_mask, diagonal, scale, eps)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..blocked_scores import ScoreGradients, Scores, gradient_like
+from ..blocked_scores import ScoreGradients, Scores, denominator, gradient_like
 from ..graph_mix.blocked import Mixture, mix_backward, mix_forward
-from ..relu2_affinity.blocked import denominator
 from ..tiles import Tile
 
 

@@ -11,9 +11,11 @@ from ..arguments import (
     bias_tensor,
     check_bool_mask,
     check_broadcastable,
+    check_diagonal,
     check_eps,
     check_floating,
     check_last,
+    check_number,
     check_rank,
     check_same_device,
 )
@@ -94,6 +96,7 @@ def relu2_graph_mix(
     check_bool_mask(attn_mask)
     check_same_device(query, bias=bias, attn_mask=attn_mask)
     check_eps(eps)
+    check_number("scale", scale)
     lead = common_lead(query=query.shape[:-3], key=key.shape[:-3], features=features.shape[:-2])
     for name, t in (("bias", bias), ("attn_mask", attn_mask)):
         if t is not None:
@@ -109,7 +112,7 @@ def relu2_graph_mix(
         bias,
         attn_mask,
         num_heads,
-        diagonal if is_causal else None,
+        check_diagonal(is_causal, diagonal),
         float(scale),
         float(eps),
     )

@@ -34,6 +34,15 @@ def good():
         (dict(eps=-1e-9), ValueError, "eps must be 0 or positive"),
         (dict(eps=float("nan")), ValueError, "eps must be 0 or positive"),
         (dict(dropout_p=1.5), ValueError, "dropout_p must be between 0 and 1"),
+        (dict(dropout_p=None), TypeError, "dropout_p must be a number, not NoneType"),
+        (dict(eps="a"), TypeError, "eps must be a number"),
+        (dict(scale=None), TypeError, "scale must be a number"),
+        (dict(diagonal=1.5, is_causal=True), TypeError, "diagonal must be a whole number"),
+        (
+            dict(enable_gqa=True, bias=random(2, 5, 7), key=random(2, 2, 7, 8), value=random(2, 2, 7, 3)),
+            ValueError,
+            "bias",
+        ),
         (
             dict(enable_gqa=True, key=random(2, 3, 7, 8), value=random(2, 3, 7, 3)),
             ValueError,
@@ -52,6 +61,7 @@ def test_relu2_attention(change, error, words):
     [
         (dict(attn_mask=torch.ones(5, 7).long()), TypeError, "attn_mask is torch.int64"),
         (dict(attn_mask=3), TypeError, "attn_mask must be a bool or floating tensor"),
+        (dict(scale="1"), TypeError, "scale must be a number"),
         (dict(attn_mask=random(4, 7)), ValueError, "attn_mask has shape"),
         (dict(dropout_p=-0.1), ValueError, "dropout_p"),
     ],

@@ -32,6 +32,15 @@ def test_parity_over_shapes(data):
     check_parity(call, tensors)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("t", "s", "scale"), [(130, 260, 20.0), (7, 1, 1.0), (64, 128, 5.0)])
+def test_parity_with_large_scores_and_single_sources(dtype, t, s, scale):
+    def call(query, key, value):
+        return glomo.attention(query, key, value, scale=scale)
+
+    check_parity(call, [random(2, t, 5, dtype=dtype), random(2, s, 5, dtype=dtype), random(2, s, 4, dtype=dtype)])
+
+
 def run_both(arguments, options):
     """Ours and PyTorch's own, output and gradients, in fp64."""
     results = []

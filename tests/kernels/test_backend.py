@@ -95,3 +95,13 @@ def test_same_bits_when_repeated(num_threads):
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_meta_tensors_have_the_right_shapes(name):
+    q, k, v = (torch.empty(2, 4, t, e, device="meta") for t, e in ((5, 8), (7, 8), (7, 3)))
+    with use_backend(name):
+        out, z = glomo.relu2_attention(q, k, v, return_normalizer=True)
+        assert out.shape == (2, 4, 5, 3)
+        assert z.shape == (2, 4, 5)
+        assert glomo.attention(q, k, v).shape == (2, 4, 5, 3)

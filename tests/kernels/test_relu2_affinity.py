@@ -77,3 +77,14 @@ def test_gqa_is_repeated_keys():
     assert graph.shape == (2, 6, 5, 7)
     expected = glomo.relu2_affinity(query, key.repeat_interleave(3, 1))
     torch.testing.assert_close(glomo.relu2_affinity(query, key, enable_gqa=True), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_weights_rise_with_scores_and_negative_scores_are_exactly_zero(backend):
+    """A leaky ReLU before the square would give the score -10 a larger weight than 0.05."""
+    scores = torch.tensor([-10.0, -0.01, 0.0, 0.05, 0.5, 3.0])
+    with use_backend(backend):
+        graph = glomo.relu2_affinity(torch.ones(1, 1), scores[:, None])[0]
+    assert (graph[:3] == 0).all()
+    assert (graph[3:].diff() > 0).all()
+    assert graph[3] > 0

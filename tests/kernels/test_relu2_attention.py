@@ -185,3 +185,40 @@ def test_second_derivatives_name_the_way_out():
     (gradient,) = torch.autograd.grad(out.sum(), query, create_graph=True)
     with pytest.raises(RuntimeError, match=r'use_backend\("reference"\)'):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("mode", ["jvp", "dual", "grad", "vjp"])
+def test_other_kinds_of_derivatives_name_the_way_out(mode):
+    """Forward-mode derivatives would otherwise lose the tangent without a word."""
+    query, tangent = random(1, 3, 4), random(1, 3, 4)
+
+    def call(q):
+        return glomo.relu2_attention(q, q, q).sum()
+
+    def derive():
+        if mode == "jvp":
+            return torch.func.jvp(call, (query,), (tangent,))[1]
+        if mode == "grad":
+            return (torch.func.grad(call)(query) * tangent).sum()
+        if mode == "vjp":
+            return (torch.func.vjp(call, query)[1](torch.ones(()))[0] * tangent).sum()
+        with torch.autograd.forward_ad.dual_level():
+            out = call(torch.autograd.forward_ad.make_dual(query, tangent))
+            return torch.autograd.forward_ad.unpack_dual(out).tangent
+
+    with pytest.raises(RuntimeError, match=r'use_backend\("reference"\)'):
+        derive()
+    leaf = query.clone().requires_grad_()
+    call(leaf).backward()
+    with use_backend("reference"):
+        torch.testing.assert_close(derive(), (leaf.grad * tangent).sum())
+
+
+def test_inputs_stay_as_they_are():
+    """Squaring in place is quicker, and wrong where somebody else reads the tensor."""
+    tensors = [random(2, 5, 4), random(2, 5, 4), random(2, 5, 3), random(5, 1)]
+    for backend in ("reference", "blocked"):
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        with use_backend(backend):
+            glomo.relu2_attention(*inputs, is_causal=True).sum().backward()
+        assert all(torch.equal(a, b) for a, b in zip(inputs, tensors, strict=True))

@@ -89,6 +89,8 @@ def test_boundaries_out_of_order(cu):
         (dict(cu_seqlens_q=CU_Q.float()), TypeError, "cu_seqlens_q must be an int32 or int64"),
         (dict(cu_seqlens_k=CU_K[:-1]), ValueError, "same number of sequences"),
         (dict(max_seqlen_q=-1), ValueError, "max_seqlen_q"),
+        (dict(max_seqlen_k=None), TypeError, "max_seqlen_k must be a whole number"),
+        (dict(max_seqlen_q=6), ValueError, "max_seqlen_q is 6, but the longest sequence has 7"),
         (dict(value=random(12, 4, 5)), ValueError, "value"),
         (dict(key=random(13, 3, 8), value=random(13, 3, 5)), ValueError, "key has 3 heads"),
         (dict(bias=random(12, 4)), ValueError, r"bias has shape \(12, 4\)"),
