@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -24,14 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 2 after a mistake, 130 or 143 when stopped by a signal."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(argv)
+        code = _run(argv)
+        sys.stdout.flush()  # here, where a full disk can still be told in a sentence
+        return code
     except UserError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush()
         return 141
     except OSError as error:
-        return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        full = "the output cannot be written" if error.errno == errno.ENOSPC else ""  # as with `> FILE` on a full disk
+        where = error.filename or full
+        return _refuse(f"{where}: {error.strerror}" if where else str(error))
     except KeyboardInterrupt:
         return 130
 
@@ -50,6 +55,12 @@ def _run(argv: list[str]) -> int:
         from glomo.training.config import nearest
 
         raise UserError(f"there is no command {name!r}{nearest(name, list(COMMANDS))}")
+    from glomo.kernels.backend import forced_backend
+
+    try:
+        forced_backend()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return importlib.import_module(f"glomo.cli.{name}").main(argv[1:])
 
 
@@ -58,6 +69,15 @@ def _usage() -> str:
     return f"usage: glomo COMMAND ...\n\n{rows}\n\n`glomo COMMAND --help` says more; `glomo --version` the version."
 
 
+def _flush() -> None:
+    """Write what was printed; where that cannot be it is dropped, or Python would complain of it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _refuse(sentence: str) -> int:
+    _flush()
     print(f"glomo: {' '.join(sentence.split())}", file=sys.stderr)
     return 2

@@ -47,7 +47,7 @@ def draw(folder: Path, text: str, out: Path) -> list[Path]:
     graph = load_graph(folder)
     ids, words = graph.vocabulary.encode(text), graph.vocabulary.tokens(text)
     if not 2 <= len(ids) <= MAX_UNITS:
-        raise UserError(f"the text has {len(ids)} units; a picture needs 2 to {MAX_UNITS}")
+        raise UserError(f"the text has {len(ids)} unit{'s' * (len(ids) != 1)}; a picture needs 2 to {MAX_UNITS}")
     with torch.no_grad():
         graphs = graph.graph_predictor.graphs(torch.tensor([ids]), torch.tensor([len(ids)]))[0]
     paths = [out / "heat-maps.png", out / "arcs.png"]

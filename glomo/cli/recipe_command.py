@@ -1,15 +1,58 @@
-"""What the commands that run a recipe share: their arguments, and their help."""
+"""What the commands that run a recipe share: their arguments, their help, and the ways in which they end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from glomo.errors import UserError
 from glomo.training.config import describe, load_recipe, read_recipe, recipe_names, recipe_path, split_arguments
+from glomo.training.distributed import is_first
+from glomo.training.loop import Interrupted
 
 Schema = TypeVar("Schema")
+Result = TypeVar("Result")
+# PyTorch's several sentences about memory all come as a RuntimeError
+NO_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "allocate more than",
+    "size calculation overflowed",
+)
+
+
+def run(
+    argv: Sequence[str],
+    command: str,
+    schema: type[Schema],
+    work: Callable[[Schema, Path], Result],
+    summary: Callable[[Result, Path], str],
+) -> int:
+    """Do ``work(configuration, folder)``, print ``summary(its result, folder)``, and return the exit code.
+
+    Raises UserError for mistakes, and where there is too little memory.
+    """
+    parsed = parse(argv, command, schema)
+    if parsed is None:
+        return 0
+    try:
+        result = work(*parsed)
+    except Interrupted as stop:
+        print(f"glomo: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+        reason = (str(error).splitlines() or ["no more is there"])[0]
+        raise UserError(
+            f"out of memory ({reason}); a smaller model, train.batch_size or data.length is needed"
+        ) from error
+    if is_first():
+        print(summary(result, parsed[1]))
+    return 0
 
 
 def parse(argv: Sequence[str], command: str, schema: type[Schema]) -> tuple[Schema, Path] | None:

@@ -67,8 +67,8 @@ class Windows:
         if not kept:
             longest = max((len(document) for document in documents), default=0)
             raise UserError(
-                f"the text has {longest} units, but at least {minimum} are needed: one to read and {minimum - 1} to "
-                "predict"
+                f"the text has {longest} unit{'s' * (longest != 1)}, but at least {minimum} are needed: one to read "
+                f"and {minimum - 1} to predict"
             )
         self.left_out = len(documents) - len(kept)
         sizes = [size for document in kept for size in _even_sizes(len(document), length)]

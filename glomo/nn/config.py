@@ -111,6 +111,12 @@ class GLoMoConfig:
             for name in names:
                 if not getattr(self, name) >= least:  # "not >=" also catches NaN
                     raise UserError(f"model.{name} is {getattr(self, name)!r}; it must be at least {least}.")
+        for unit in self.masked_sources:
+            if not 0 <= unit < self.vocab_size:
+                raise UserError(
+                    f"model.masked_sources names the unit {unit}; the units of this vocabulary are 0 to "
+                    f"{self.vocab_size - 1}."
+                )
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
         if self.rescue_weight and self.activation != "relu2":

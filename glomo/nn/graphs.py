@@ -15,7 +15,12 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     """Each sequence of `x (B, T, ...)` backwards over its true length; the padding behind it stays where it is.
 
     Its own inverse. (Flipping the padded tensor instead would put the padding in front, where it is read.)
+    Raises ValueError for lengths on the CPU that are above T; on a GPU the check would wait for the device.
     """
+    if lengths.device.type == "cpu" and lengths.numel() and not torch.compiler.is_compiling():
+        longest = int(lengths.max())
+        if longest > x.shape[1]:
+            raise ValueError(f"lengths has {longest}, but the sequences of x are only {x.shape[1]} long")
     position = torch.arange(x.shape[1], device=x.device)
     length = lengths.to(x.device)[:, None]
     index = torch.where(position < length, length - 1 - position, position)

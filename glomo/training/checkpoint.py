@@ -108,8 +108,11 @@ def load(folder: Path) -> Checkpoint:
         state = torch.load(io.BytesIO(data[STATE]), weights_only=True) if STATE in data else None
     except pickle.UnpicklingError:
         raise UserError(f"{folder / STATE} holds more than tensors and plain values, and is not read") from None
-    except (safetensors.SafetensorError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder} is not a checkpoint that can be read: {str(error).splitlines()[0]}") from None
+    except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is damaged: its files do not fit together ({str(error)[:200]}); use another checkpoint, or make "
+            "it again"
+        ) from None
     return Checkpoint(folder, weights, state, meta)
 
 

@@ -79,6 +79,13 @@ def split_arguments(argv: Sequence[str], flags: Sequence[str] = ("help",)) -> Ar
     return Arguments(positional, options)
 
 
+def check_range(key: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raise UserError unless ``value`` is finite and from ``least`` to ``most``, both included."""
+    if not (least <= value <= most and value < math.inf):  # "not" also catches NaN
+        needed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise UserError(f"{key} is {value}; it must be a finite number {needed}")
+
+
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from glomo.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -55,8 +57,12 @@ def is_first() -> bool:
 def join(device: str = "auto") -> World:
     """Join the processes that `torchrun` started (gloo on the CPU, NCCL on GPUs), or be alone.
 
-    ``device``: "auto" takes a GPU when there is one.
+    ``device``: "auto" takes a GPU when there is one. Raises UserError for a device that is unknown or not there.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"train.device is {device!r}; it must be auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is 'cuda', but PyTorch finds no CUDA GPU here; auto or cpu is needed")
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,11 +35,19 @@ def load_graph(path: str | Path) -> FrozenGraph:
     found = checkpoint.load(folder)
     if found.meta.get("kind") != "graph":
         raise UserError(f"{folder} holds no graph but a checkpoint of the kind {found.meta.get('kind')!r}")
-    vocabulary = vocabulary_from_dict(found.meta["vocabulary"])
-    trained_with, size = found.meta["vocabulary_fingerprint"], found.meta["model"]["vocab_size"]
-    if vocabulary.fingerprint != trained_with:
+    try:
+        vocabulary = vocabulary_from_dict(found.meta["vocabulary"])
+        trained_with, size = found.meta["vocabulary_fingerprint"], found.meta["model"]["vocab_size"]
+        if vocabulary.fingerprint != trained_with:
+            raise UserError(
+                f"the vocabulary is {vocabulary.fingerprint[:12]} of {len(vocabulary)} units, but the graph was "
+                f"trained with {trained_with[:12]} of {size} units"
+            )
+        return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{folder} has the vocabulary {vocabulary.fingerprint[:12]} of {len(vocabulary)} units, but its graph was "
-            f"trained with {trained_with[:12]} of {size} units"
-        )
-    return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
+            f"{folder / checkpoint.META} is damaged and describes no graph ({type(error).__name__}: {error}); use "
+            "another checkpoint, or pre-train again"
+        ) from None

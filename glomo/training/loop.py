@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import random
 import signal
 import threading
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from glomo.data import BucketBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
+from glomo.training.config import check_range
 from glomo.training.distributed import World, join
 from glomo.training.progress import Progress
 from glomo.training.run_folder import RunFolder
@@ -77,25 +79,21 @@ class TrainConfig:
     """seconds between lines of progress where there is no terminal; 0: silent"""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("keep", 1), ("patience", 1)):
-            _at_least(name, getattr(self, name), least)
+        for name in ("steps", "batch_size", "keep", "patience"):
+            check_range(f"train.{name}", getattr(self, name), 1)
         for name in (
             "lr",
-            "momentum",
             "weight_decay",
             "clip",
             "warmup",
             "eval_every",
             "checkpoint_every",
-            "seed",
             "threads",
+            "progress",
         ):
-            _at_least(name, getattr(self, name), 0)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not (value >= least and math.isfinite(value)):
-        raise UserError(f"train.{name} is {value}; it must be a finite number of at least {least}")
+            check_range(f"train.{name}", getattr(self, name), 0)
+        check_range("train.momentum", self.momentum, 0, 1)
+        check_range("train.seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclass
@@ -125,7 +123,16 @@ class Interrupted(Exception):
 
 
 def set_up(config: TrainConfig) -> World:
-    """Threads, device, processes and the seed that the weights start from; call it before the model is made."""
+    """Threads, device, processes and the seed that the weights start from; call it before the model is made.
+
+    Raises UserError for a device that is not there and for more threads than four a processor.
+    """
+    processors = os.cpu_count() or 1
+    if config.threads > 4 * processors:
+        raise UserError(
+            f"train.threads is {config.threads}; this machine has {processors} processor(s), and at most "
+            f"{4 * processors} threads are possible here"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -243,13 +250,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                         f"stopped after step {step}, which is saved; the same command goes on from there", code
                     )
             save(row["step"])
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"out of memory ({str(error).splitlines()[0]}); a smaller train.batch_size or shorter sequences are needed"
-        ) from error
     finally:
         progress.close()
-    if folder and not (start == config.steps and folder.final.exists()):
+    if folder and not (start == row["step"] and _holds(folder.final, start)):
         checkpoint.save(folder.final, model.state_dict(), None, {"step": row["step"], **task.meta})
     return row
 
@@ -313,6 +316,14 @@ def _check_resume(found: checkpoint.Checkpoint, task: Task, config: TrainConfig)
                 f"{now[:12]} now; choose another --out"
             )
     return state
+
+
+def _holds(folder: Path, step: int) -> bool:
+    """Whether a checkpoint folder is whole and of this step."""
+    try:
+        return checkpoint.load(folder).meta.get("step") == step
+    except UserError:
+        return False
 
 
 def _not_finite(what: str, value: float, step: int, saved: int) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
-from glomo.training.config import to_dict
+from glomo.training.config import check_range, to_dict
 from glomo.training.graph_files import graph_meta
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.run_folder import RunFolder
@@ -52,6 +52,11 @@ class PretrainData:
     """share of the windows that is held out for validation"""
     valid_windows: int = 400
     """most windows held out"""
+
+    def __post_init__(self) -> None:
+        check_range("data.length", self.length, 1)
+        check_range("data.valid_windows", self.valid_windows, 0)
+        check_range("data.min_count", self.min_count, 1)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ except ImportError:  # no such locks on Windows: two processes there must mind e
 # What may differ when a run is taken up again: how long it goes and what it reports and keeps, not what it computes.
 MAY_CHANGE = tuple(f"train.{key}" for key in ("steps", "progress", "checkpoint_every", "keep", "threads", "device"))
 
+# Which section tells what a run is; the first that is there counts.
+KINDS = (
+    ("run", "one classifier of a transfer run"),
+    ("compare", "a transfer run"),
+    ("model", "a pretrain run"),
+)
+
 
 class RunFolder:
     """An output folder, opened for writing (and locked until `close`, or the end of the process).
@@ -65,22 +72,33 @@ class RunFolder:
             ) from error
 
     def drop_rows_after(self, step: int) -> None:
-        """Forget the rows past the checkpoint that the run goes on from, and a last line that was cut in the middle."""
+        """Forget the rows past the checkpoint that the run goes on from, and a last line that was cut in the middle.
+
+        Raises UserError when another line is no row.
+        """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_bytes().splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith(b"\n") and row["step"] <= step:
-                kept.append(line)
+        lines = self.metrics.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]
+        kept = [line for number, line in enumerate(lines, 1) if self._row(number, line)["step"] <= step]
         checkpoint.replace_file(self.metrics, b"".join(kept))
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows of ``metrics.jsonl``."""
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        """All rows of ``metrics.jsonl``. Raises UserError when a line is none."""
+        return [self._row(number, line) for number, line in enumerate(self.metrics.read_bytes().splitlines(), 1)]
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+            raise UserError(
+                f"{self.metrics} is damaged: line {number} is no row of figures with a step; remove that line and run "
+                "the same command again"
+            )
+        return row
 
     def close(self) -> None:
         """Close the files; the lock is free for others after this."""
@@ -123,7 +141,13 @@ def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_c
     worth = [entry for entry in file.parent.iterdir() if entry.name not in kept and entry.name[0] != "."]
     if not file.exists() or not (worth or checkpoint.step_folders(file.parent / "checkpoints")):
         return  # a run that failed before it saved anything
-    old, new = _flat(read_toml(file)), _flat(config)
+    saved = read_toml(file)
+    for section, content in saved.items():
+        if not isinstance(content, dict):
+            raise UserError(f"{file} is damaged: {section!r} is no section; choose another --out")
+    if _kind(saved) != _kind(config):
+        raise UserError(f"the output folder {file.parent} holds {_kind(saved)}; choose another --out")
+    old, new = _flat(saved), _flat(config)
     for key in [*new, *(key for key in old if key not in new)]:
         before, now = old.get(key), "none" if key in new and new[key] is None else new.get(key)
         if before != now and key not in may_change:
@@ -131,6 +155,11 @@ def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_c
                 f"the output folder {file.parent} holds another run: {key} is {before!r} there and {now!r} in this "
                 "call; choose another --out"
             )
+
+
+def _kind(sections: Mapping[str, Any]) -> str:
+    """What a run is, told by the sections of its configuration."""
+    return next((kind for section, kind in KINDS if section in sections), "another kind of run")
 
 
 def _flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

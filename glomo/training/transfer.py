@@ -27,7 +27,7 @@ from glomo.nn.baselines import GraphSource
 from glomo.training.checkpoint import replace_file
 from glomo.training.classifier import TextClassifier
 from glomo.training.comparison import Run, compare
-from glomo.training.config import nearest, to_dict
+from glomo.training.config import check_range, nearest, to_dict
 from glomo.training.distributed import World
 from glomo.training.graph_cache import GraphCache
 from glomo.training.graph_files import load_graph
@@ -60,6 +60,10 @@ class TransferData:
     length: int = 100
     """units after which a text is cut"""
 
+    def __post_init__(self) -> None:
+        check_range("data.labels", self.labels, 0)
+        check_range("data.length", self.length, 1)
+
 
 @dataclass(frozen=True)
 class Features:
@@ -71,6 +75,9 @@ class Features:
     """width of learned and random embeddings"""
     states: bool = False
     """apply the graph to the states of a BiGRU over the embeddings"""
+
+    def __post_init__(self) -> None:
+        check_range("features.dim", self.dim, 2 if self.states else 1)  # half of the states for each direction
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,10 @@ class GraphOptions:
     band: int = 3
     """width of the graph band"""
 
+    def __post_init__(self) -> None:
+        check_range("graph.mixtures", self.mixtures, 1)
+        check_range("graph.band", self.band, 1)
+
 
 @dataclass(frozen=True)
 class Head:
@@ -104,6 +115,10 @@ class Head:
     dropout: float = 0.2
     """of embeddings, and of the pooled vector"""
 
+    def __post_init__(self) -> None:
+        check_range("head.hidden", self.hidden, 2 if self.kind == "bigru" else 1)  # half of it for each direction
+        check_range("head.dropout", self.dropout, 0, 1)
+
 
 @dataclass(frozen=True)
 class Compare:
@@ -113,6 +128,14 @@ class Compare:
     """of none, uniform, band, random, learned, with commas between"""
     seeds: int = 3
     """runs of each graph, with the seeds train.seed, train.seed + 1, ..."""
+
+    def __post_init__(self) -> None:
+        check_range("compare.seeds", self.seeds, 1)
+        if not self.graphs:
+            raise UserError(f"compare.graphs is empty; at least one of {', '.join(GRAPHS)} is needed")
+        for name in self.graphs:
+            if name not in GRAPHS:
+                raise UserError(f"compare.graphs names {name!r}{nearest(name, GRAPHS)}")
 
 
 @dataclass(frozen=True)
@@ -144,9 +167,6 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
 
     A call that was interrupted goes on where it stopped. Raises UserError for mistakes in the recipe and in the data.
     """
-    for name in config.compare.graphs:
-        if name not in GRAPHS:
-            raise UserError(f"compare.graphs names {name!r}{nearest(name, GRAPHS)}")
     if "learned" in config.compare.graphs and not config.graph.path:
         raise UserError("the learned graph needs --graph.path DIR, the folder of a `glomo pretrain` run")
     world = set_up(config.train)
@@ -164,9 +184,17 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     train_examples, test_examples = (
         encode(examples, vocabulary, classes, config.data.length) for examples in (train_set, test_set)
     )
+    seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
+    for seed in seeds:  # all of them before anything is trained
+        drawn = {train_examples.labels[i] for i in draw(train_examples, config.data.labels, seed)}
+        if len(drawn) < 2:
+            raise UserError(
+                f"data.labels is {config.data.labels}; the examples drawn with the seed {seed} are all of the class "
+                f"{classes[drawn.pop()]!r}, and more are needed"
+            )
     with RunFolder(out, to_dict(config), may_change) if world.rank == 0 else nullcontext():
         runs = []
-        for seed in range(config.train.seed, config.train.seed + config.compare.seeds):
+        for seed in seeds:
             for name in config.compare.graphs:
                 graph = _graph(name, config, learned, settings, vocabulary, seed)
                 runs.append(run(config, name, graph, seed, train_examples, test_examples, classes, out, world))
@@ -188,9 +216,7 @@ def run(
     world: World,
 ) -> Run:
     """Train one classifier on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it."""
-    chosen = list(range(len(train_examples)))
-    if 0 < config.data.labels < len(chosen):
-        chosen = sorted(random.Random(seed).sample(chosen, config.data.labels))
+    chosen = draw(train_examples, config.data.labels, seed)
     words, vectors = feature_table(
         config.features, [train_examples.pieces[i] for i in chosen], test_examples.pieces, seed
     )
@@ -260,6 +286,14 @@ def run(
             row = train(task, settings, folder, world)
     share_zero, share_dead = statistics(graph, test_examples, device)
     return Run(name, seed, row["accuracy"], share_zero, share_dead, row["seconds"])
+
+
+def draw(examples: Examples, labels: int, seed: int) -> list[int]:
+    """Which examples are trained on with this seed: ``labels`` of them, or all where ``labels`` is 0."""
+    everything = range(len(examples))
+    if 0 < labels < len(everything):
+        return sorted(random.Random(seed).sample(everything, labels))
+    return list(everything)
 
 
 def encode(examples: Labelled, vocabulary: Any, classes: Sequence[str], length: int) -> Examples:

@@ -36,7 +36,7 @@ def test_plot_draws_both_pictures(graph_folder, tmp_path, capsys):
     [
         ([], "needs a graph and a sentence"),
         (["--text", "the"], "needs a graph and a sentence"),
-        (["GRAPH", "--text", "the"], "the text has 1 units"),
+        (["GRAPH", "--text", "the"], "the text has 1 unit; a picture"),
         (["GRAPH", "--text", "the " * 61], "the text has 61 units"),
         (["GRAPH", "--text", "the cat", "--size", "3"], "no option --size"),
         (["nowhere", "--text", "the cat"], "nowhere"),

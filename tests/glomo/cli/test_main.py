@@ -88,6 +88,42 @@ def test_mistakes_in_the_command_line(capsys, tmp_path):
     refused(main(["pretrain", "graph-tiny", "--out", str(tmp_path / "o")]), capsys, "--data.text")
 
 
+@pytest.mark.parametrize("command", [["info"], ["pretrain", "graph-tiny"], ["recipes", "ls"]])
+def test_a_backend_that_does_not_exist(capsys, monkeypatch, command):
+    monkeypatch.setenv("GLOMO_BACKEND", "foo")
+    refused(main(command), capsys, "GLOMO_BACKEND", "'foo'", "blocked")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--train.device", "foo"], ["train.device", "'foo'", "auto, cpu or cuda"]),
+        (["--train.threads", "100000"], ["train.threads", "100000"]),
+        (["--train.seed", str(2**63)], ["train.seed", str(2**63)]),
+        (["--train.momentum", "2"], ["train.momentum", "0 to 1"]),
+        (["--data.valid_windows", "-3"], ["data.valid_windows", "-3"]),
+        (["--model.masked_sources", "99999"], ["model.masked_sources", "99999"]),
+        (["--model.masked_sources", "-1"], ["model.masked_sources", "-1"]),
+        (["--model.dim", "1" + "0" * 14], ["out of memory", "train.batch_size"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("--") else "",
+)
+def test_settings_that_cannot_work(tmp_path, capsys, option, words):
+    refused(pretrain(tmp_path / "out", HAMLET, *option), capsys, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_to_a_full_disk(unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    call = [sys.executable, "-m", "glomo", "--help"]
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert found.returncode == 2
+    assert found.stderr == "glomo: the output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -166,7 +202,7 @@ def test_a_checkpoint_of_another_vocabulary(tmp_path, capsys, graph):
 def test_the_output_folder_of_another_run(tmp_path, capsys, graph):
     before = (graph / "metrics.jsonl").read_bytes()
     refused(pretrain(graph, HAMLET, "--train.lr", "0.5"), capsys, "train.lr is 0.003 there and 0.5")
-    refused(transfer(graph, TRAIN, TEST), capsys, "holds another run")
+    refused(transfer(graph, TRAIN, TEST), capsys, "holds a pretrain run")
     (tmp_path / "x").write_text("x")
     refused(pretrain(tmp_path, HAMLET), capsys, "other things")
     assert (graph / "metrics.jsonl").read_bytes() == before

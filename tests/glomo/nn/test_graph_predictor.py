@@ -84,6 +84,18 @@ def test_the_start_bias_keeps_rows_alive(sparsity):
     assert dead[1] > 0.1
 
 
+def test_threshold_weights_and_embeddings_start_symmetric_around_zero():
+    """`uniform_(x)` with one argument would draw from x to 1: the bound has to be given twice."""
+    config = GLoMoConfig.preset("released", vocab_size=500, dim=32, heads=2, head_dim=64, layers=20)
+    predictor = GraphPredictor(config)
+    weights = [(g.threshold_weight, config.head_dim**-0.5) for g in predictor.directions]
+    for weight, bound in [*weights, (predictor.embedding.weight, 0.1)]:
+        assert weight.abs().max() <= bound
+        assert weight.min() < -0.95 * bound
+        assert weight.max() > 0.95 * bound
+        assert weight.mean().abs() < 4 * bound / (3 * weight.numel()) ** 0.5  # four standard errors
+
+
 def test_the_threshold_depends_on_the_target_and_is_shared_by_the_heads_of_a_layer(oracle):
     model = oracle.small("released")
     graphs, _ = model.graph_predictor(*oracle.batch([3, 7, 2, 9]))

@@ -14,6 +14,11 @@ def test_reverse_turns_each_sequence_by_its_own_length():
     assert torch.equal(reverse(deep, lengths)[1, 0], deep[1, 1])
 
 
+def test_reverse_refuses_lengths_beyond_the_sequences():
+    with pytest.raises(ValueError, match="lengths has 5, but the sequences of x are only 4 long"):
+        reverse(torch.zeros(2, 4), torch.tensor([5, 2]))
+
+
 def test_layers_are_layer_major_slices():
     query, key, bias = torch.randn(2, 6, 5, 3), torch.randn(2, 6, 5, 3), torch.randn(6, 1, 1)
     graphs = Graphs(query, key, bias, num_heads=2)

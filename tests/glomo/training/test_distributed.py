@@ -1,4 +1,4 @@
-"""Two processes give what one gives, to within rounding."""
+"""Two processes give what one gives, to within rounding; devices that are not there are refused."""
 
 import json
 import os
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from glomo.errors import UserError
+from glomo.training.distributed import join
 
 HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
 
@@ -23,6 +27,21 @@ def command(out, *more):
 
 def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"),
+    [
+        ("mps", "'mps'; it must be auto, cpu or cuda"),
+        ("cuda:0", "'cuda:0'; it must be"),
+        ("cuda", "no CUDA GPU here; auto or cpu"),
+    ],
+)
+def test_devices_that_are_not_there(monkeypatch, device, sentence):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"train.device is {sentence}" if device != "cuda" else sentence):
+        join(device)
+    assert join("auto").device.type == "cpu"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")

@@ -16,7 +16,7 @@ from glomo.data import BucketBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.distributed import World
-from glomo.training.loop import Interrupted, Task, TrainConfig, learning_rate, make_optimizer, train
+from glomo.training.loop import Interrupted, Task, TrainConfig, learning_rate, make_optimizer, set_up, train
 from glomo.training.run_folder import RunFolder
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -124,6 +124,28 @@ def test_a_finished_run_and_a_longer_one(tmp_path):
         run(tmp_path / "a", constant)
 
 
+@pytest.mark.parametrize("damage", ["cut", "gone", "older"])
+def test_final_of_a_finished_run_is_made_again(tmp_path, damage):
+    run(tmp_path)
+    weights = tmp_path / "final" / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(whole[:50])
+    elif damage == "gone":
+        weights.unlink()
+    else:  # a run that went on died between its last checkpoint and final/
+        checkpoint.save(tmp_path / "final", {"w": torch.zeros(1)}, None, {"step": 9})
+    run(tmp_path, hook=lambda step: pytest.fail("trained again"))
+    assert checkpoint.load(tmp_path / "final").meta["step"] == 12
+    assert weights.read_bytes() == whole
+
+
+def test_more_threads_than_the_machine_can_take_are_refused(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.threads is 9; this machine has 2"):
+        set_up(TrainConfig(threads=9))
+
+
 def test_the_checkpoints_that_stay(tmp_path):
     valid = iter([3.0, 1.0, 2.0])
     run(tmp_path, valid=valid)
@@ -213,7 +235,11 @@ def test_the_gradient_is_clipped_and_its_norm_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("steps", 0), ("batch_size", 0), ("lr", -1.0), ("lr", math.nan), ("clip", math.inf), ("keep", 0)]
+    ("key", "value"),
+    [
+        *(("steps", 0), ("batch_size", 0), ("lr", -1.0), ("lr", math.nan), ("clip", math.inf), ("keep", 0)),
+        *(("momentum", 1.5), ("seed", 2**63), ("seed", -1), ("progress", -1.0)),
+    ],
 )
 def test_settings_out_of_range(key, value):
     with pytest.raises(UserError, match=f"train.{key} is {value}"):

@@ -1,6 +1,7 @@
 """GLoMo pre-training: held-out windows, the validation loss, and the graph that comes out."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,13 @@ TRAIN = TrainConfig(
     steps=4, batch_size=8, eval_every=2, checkpoint_every=2, progress=0, device="cpu", threads=1, lr=1e-2
 )
 CONFIG = PretrainConfig(DATA, SMALL, TRAIN)
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrain") / "run"
+    pretrain(replace(CONFIG, train=replace(TRAIN, steps=1)), out)
+    return out
 
 
 @pytest.mark.parametrize("objective", ["unit", "sentence"])
@@ -115,6 +123,41 @@ def test_graphs_that_do_not_fit_their_vocabulary_are_refused(tmp_path):
         load_graph(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"not a whole checkpoint: meta.json"):
         load_graph(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": None}, "meta.json is damaged"),
+        ({"model": {}}, "meta.json is damaged"),
+        ({"model": "x"}, "meta.json is damaged"),
+        ({"model": {"vocab_size": 500, "dim": "16"}}, "meta.json is damaged"),
+        ({"model": {"vocab_size": 500, "dim": 16.0}}, "meta.json is damaged"),
+        ({"vocabulary_fingerprint": 5}, "meta.json is damaged"),
+        ({"vocabulary": 5}, "'words' or 'subwords' is needed"),
+        ({"model": {"vocab_size": 500, "dim": 0}}, "final: model.dim is 0"),
+        ({"tied": 5}, "is damaged"),
+        ({"tied": {"a": []}}, "is damaged"),
+    ],
+    ids=str,
+)
+def test_a_damaged_description_of_a_graph_is_told(a_run, tmp_path, changes, sentence):
+    folder = tmp_path / "final"
+    shutil.copytree(a_run / "final", folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, **changes}))
+    with pytest.raises(UserError, match=sentence):
+        load_graph(folder)
+    for key in changes.keys() - {"tied"}:
+        (folder / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k != key}))
+        with pytest.raises(UserError, match=r"meta.json is damaged.*Key|'words' or 'subwords'"):
+            load_graph(folder)
+
+
+@pytest.mark.parametrize("key", ["length", "valid_windows", "min_count"])
+def test_settings_out_of_range(key):
+    with pytest.raises(UserError, match=f"data.{key} is -1"):
+        replace(DATA, **{key: -1})
 
 
 def test_changed_text_is_noticed_when_the_run_is_taken_up_again(tmp_path):

@@ -83,6 +83,31 @@ def test_a_last_line_without_its_end_is_cut_even_if_it_reads(tmp_path):
         assert folder.metrics.read_text() == '{"step": 1}\n'
 
 
+@pytest.mark.parametrize("line", ["5", '{"a": 1}', '{"step": "2"}', "{", ""])
+def test_a_line_that_is_no_row_is_named(tmp_path, line):
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.metrics.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged: line 2 .*remove that line"):
+            folder.drop_rows_after(3)
+        with pytest.raises(UserError, match="line 2"):
+            folder.rows()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("lr = 3\n", r"config.toml is damaged: 'lr' is no section"),
+        ("[model]\ndim = 3\n", "holds a pretrain run; choose"),
+        ("[compare]\nseeds = 3\n[model]\n", "holds a transfer run; choose"),
+    ],
+)
+def test_a_folder_of_another_command_or_with_a_damaged_configuration(tmp_path, content, sentence):
+    (tmp_path / "final").mkdir()
+    (tmp_path / "config.toml").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        RunFolder(tmp_path, CONFIG)
+
+
 def test_every_row_is_on_the_file_at_once(tmp_path):
     with RunFolder(tmp_path / "run", CONFIG) as folder:
         folder.log({"step": 1, "loss": 0.1 + 0.2})

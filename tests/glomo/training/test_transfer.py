@@ -149,6 +149,36 @@ def test_statistics_are_those_of_the_graphs_in_full():
     assert statistics(UniformGraph(), Examples(ids, [], [0, 0, 0]), torch.device("cpu")) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "key"),
+    [
+        (Head, {"dropout": 2.0}, "head.dropout"),
+        (Head, {"hidden": 0}, "head.hidden"),
+        (Head, {"hidden": 1, "kind": "bigru"}, "head.hidden"),
+        (Features, {"dim": 0}, "features.dim"),
+        (Features, {"dim": 1, "states": True}, "features.dim"),
+        (TransferData, {"length": 0}, "data.length"),
+        (TransferData, {"length": -1}, "data.length"),
+        (TransferData, {"labels": -1}, "data.labels"),
+        (Compare, {"seeds": 0}, "compare.seeds"),
+        (GraphOptions, {"band": 0}, "graph.band"),
+        (GraphOptions, {"mixtures": 0}, "graph.mixtures"),
+        (Compare, {"graphs": ()}, "compare.graphs"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range(section, values, key):
+    with pytest.raises(UserError, match=f"{key} is .*(needed|must)"):
+        section(**values)
+
+
+def test_a_draw_of_one_class_is_refused_before_anything_is_trained(tmp_path):
+    config = replace(CONFIG, data=replace(DATA, labels=1), compare=Compare(("none",), 1))
+    with pytest.raises(UserError, match=r"data.labels is 1; .* the seed 0 are all of the class"):
+        transfer(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_slips_in_a_recipe(tmp_path):
     with pytest.raises(UserError, match=r"compare\.graphs names 'learnt'; the nearest known one is learned"):
         transfer(replace(CONFIG, compare=Compare(("learnt",))), tmp_path)
