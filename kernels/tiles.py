@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILE_ELEMENTS = 1 << 18
-"""Scores of a tile in numbers: 1 MiB in fp32, so that the passes over a tile stay in a core's cache."""
-MAX_ROWS = 64
+TILE_ELEMENTS = 1 << 19
+"""Scores of a tile in numbers: 2 MiB in fp32, so that the passes over a tile stay in two cores' caches."""
+MAX_ROWS = 100
 """Targets of a tile: few enough that causal tiles skip most of what lies above the diagonal."""
 
 LeadSlice = tuple[slice, ...]

@@ -99,9 +99,9 @@ def mix_forward(mixture: Mixture, dtype: torch.dtype) -> Tensor:
     for group in mixture.groups():
         features = take_flat(mixture.features, group[0], slice(None), graphs.dtype)
         previous = features[:, None]
-        for stage in mixture.stages:
+        for level, stage in enumerate(mixture.stages):
             state = None
-            if mixture.chain_weights is not None:
+            if mixture.chain_weights is not None and level + 1 < len(mixture.stages):
                 state = previous.new_zeros(group[0].count, mixture.together, graphs.num_targets, features.size(-1))
             for tile in group:
                 mixed = features.new_zeros(tile.count, tile.num_rows, m, tile.sources.stop)
@@ -109,9 +109,10 @@ def mix_forward(mixture: Mixture, dtype: torch.dtype) -> Tensor:
                     graph = graphs.read(over_graphs(tile, heads))
                     mixed += weighted_sum(mixture.tile_weights(mixture.weights, tile, heads), graph)
                 result = torch.bmm(mixed.flatten(1, 2), features[:, tile.sources]).view(*mixed.shape[:3], -1)
-                if state is not None and mixture.chain_weights is not None:
+                if mixture.chain_weights is not None:
                     rows = graph @ previous[:, :, tile.sources]
-                    state[:, :, tile.rows] = rows
+                    if state is not None:
+                        state[:, :, tile.rows] = rows
                     result += weighted_sum(mixture.tile_weights(mixture.chain_weights, tile, heads), rows)
                 index = (slice(None), *tile.at_rows)
                 target = out[index]

@@ -22,7 +22,7 @@ class Relu2Graphs:
     def read(self, tile: Tile) -> Tensor:
         self.queries, self.keys = self.scores.queries(tile), self.scores.keys(tile)
         self.r = self.scores.masked(tile, self.queries, self.keys).relu_()
-        squares = self.r.square()
+        squares = self.r.square() if self.gradients is not None else self.r.square_()
         self.below = denominator(squares.sum(-1, keepdim=True), self.eps)
         self.graph = squares.div_(self.below).unflatten(0, (-1, tile.lead_shape[-1]))
         return self.graph

@@ -57,7 +57,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("op", ["relu2_attention", "attention", "relu2_graph_mix"])
 def test_no_tensor_larger_than_a_tile_is_alive(op):
-    """T x S would be 16 million numbers here; a tile is a quarter of a million."""
+    """T x S would be 16 million numbers here; a tile is half a million."""
     t = 4096
     q, k, v = (random(1, 2, t, 4).requires_grad_() for _ in range(3))
     with LargestTensor() as seen:
