@@ -1,8 +1,8 @@
 import torch
-from bench import peers
-from bench.measure import extra_memory, timings
 
 import glomo
+from bench import peers
+from bench.measure import extra_memory, timings
 
 
 def test_authors_formulation_is_what_we_compute():
