@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from .arguments import without_autocast
+from .arguments import accumulator_dtype, without_autocast
 
 Op = Callable[..., Any]
 
@@ -94,6 +94,19 @@ def differentiable_op(
         return op(*inputs)
 
     return call
+
+
+def fake_rows(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Shapes of an attention-like op: out (..., T, Ev) and one number a target (..., T)."""
+    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    statistic = query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
+    return query.new_empty(*lead, query.size(-2), value.size(-1)), statistic
+
+
+def fake_packed_rows(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """The same for packed sequences: out (total_q, ..., Ev) and (total_q, ...)."""
+    statistic = query.new_empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype))
+    return query.new_empty(*query.shape[:-1], value.size(-1)), statistic
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..arguments import (
     HeadGroups,
-    accumulator_dtype,
     autocast_cast,
     broadcast_lead,
     check_broadcastable,
@@ -18,36 +17,23 @@ from ..arguments import (
     dropout_seed,
 )
 from ..backend import select_backend
-from ..registration import differentiable_op
+from ..registration import differentiable_op, fake_packed_rows, fake_rows
 from ..varlen import check_varlen, split_heads
 from . import blocked, reference
-
-
-def _fake(query, key, value, *_):
-    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    out = query.new_empty(*lead, query.size(-2), value.size(-1))
-    return out, query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
-
 
 _blocked = differentiable_op(
     "attention_blocked",
     blocked.attention_forward,
     blocked.attention_backward,
-    _fake,
+    fake_rows,
     differentiable=("query", "key", "value", "attn_mask"),
 )
-
-
-def _fake_varlen(query, key, value, *_):
-    lse = query.new_empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype))
-    return query.new_empty(*query.shape[:-1], value.size(-1)), lse
-
 
 _blocked_varlen = differentiable_op(
     "attention_varlen_blocked",
     blocked.attention_varlen_forward,
     blocked.attention_varlen_backward,
-    _fake_varlen,
+    fake_packed_rows,
     differentiable=("query", "key", "value"),
 )
 

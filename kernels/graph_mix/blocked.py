@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -130,67 +130,99 @@ def weighted_sum(weights: Tensor, pieces: Tensor) -> Tensor:
     return torch.einsum("mctn,cntd->ctmd", weights, pieces)
 
 
-def mix_backward(mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Gradients (dfeatures, dweights, dchain_weights) in the accumulator's dtype, each None where not needed;
-    the graphs collect theirs through add_gradient. needs: graphs, features, weights, chain_weights."""
-    graphs, chain_weights, m = mixture.graphs, mixture.chain_weights, mixture.num_mixtures
-    need_graphs, need_features, need_weights, need_chain = needs
-    chained = chain_weights is not None
-    dfeatures = torch.zeros(mixture.features.shape, dtype=graphs.dtype, device=dout.device)
-    dweights = torch.zeros_like(mixture.weights) if need_weights else None
-    dchain = torch.zeros_like(chain_weights) if need_chain and chain_weights is not None else None
-    for group in mixture.groups():
-        first = group[0]
-        features = take_flat(mixture.features, first, slice(None), graphs.dtype)
-        states = mixture.chain(group, features) if chained else []
-        dstate: Tensor | None = None  # d/dX of the stage at hand, from the stage above it
-        for level in reversed(range(len(mixture.stages))):
-            stage = mixture.stages[level]
-            previous = (states[level - 1] if level else features[:, None]) if chained else None
-            dprevious = torch.zeros_like(states[0]) if chained and level else None
+@dataclass
+class Link:
+    """One layer of the chains in the backward pass, (count, heads, T, E) each: X_l = A_l X_{l-1}."""
+
+    state: Tensor  # X_l
+    previous: Tensor  # X_{l-1}; the features (count, 1, S, E) below the first layer
+    dstate: Tensor | None  # what the layer above adds to dX_l
+    dprevious: Tensor | None  # where A_l^T dX_l goes; None below the first layer, where it goes to the features
+
+
+class MixtureGradients:
+    """The backward pass: sums gradients over the tiles, in the accumulator's dtype; the graphs collect theirs.
+
+    needs says which of graphs, features, weights and chain_weights get one; dfeatures, dweights and dchain are None
+    where not needed.
+    """
+
+    def __init__(self, mixture: Mixture, dout: Tensor, needs: Sequence[bool]) -> None:
+        self.mixture, self.dout, self.need_graphs = mixture, dout, needs[0]
+        chain_weights = mixture.chain_weights
+        shape, dtype = mixture.features.shape, mixture.graphs.dtype
+        self.dfeatures = torch.zeros(shape, dtype=dtype, device=dout.device) if needs[1] else None
+        self.dweights = torch.zeros_like(mixture.weights) if needs[2] else None
+        self.dchain = torch.zeros_like(chain_weights) if needs[3] and chain_weights is not None else None
+        for group in mixture.groups():
+            features = take_flat(mixture.features, group[0], slice(None), dtype)
+            if chain_weights is None:
+                for tile in group:
+                    self._add_tile(tile, features, mixture.stages[0], None)
+            else:
+                self._add_chain(group, features)
+
+    def _add_chain(self, group: list[Tile], features: Tensor) -> None:
+        states, dstate = self.mixture.chain(group, features), None
+        for level in reversed(range(len(states))):
+            previous = states[level - 1] if level else features[:, None]
+            link = Link(states[level], previous, dstate, torch.zeros_like(previous) if level else None)
             for tile in group:
-                # (count, rows, M, E) and its product with the features (count, rows, M, sources)
-                index = (slice(None), *tile.at_rows)
-                dtile = dout[index].reshape(m, tile.count, tile.num_rows, -1)
-                dtile = dtile.permute(1, 2, 0, 3).to(graphs.dtype).contiguous()
-                dmixed = None
-                if need_graphs or need_weights:
-                    dmixed = torch.bmm(dtile.flatten(1, 2), features[:, tile.sources].mT).view(*dtile.shape[:3], -1)
-                mixed = features.new_zeros(tile.count, tile.num_rows, m, tile.sources.stop) if need_features else None
-                for heads in stage:
-                    part = over_graphs(tile, heads)
-                    graph = graphs.read(part)
-                    w = mixture.tile_weights(mixture.weights, tile, heads)
-                    if mixed is not None:
-                        mixed += weighted_sum(w, graph)
-                    dgraph = None
-                    if dmixed is not None:
-                        if dweights is not None:
-                            add_weights(dweights, tile, heads, torch.einsum("ctms,cnts->mctn", dmixed, graph))
-                        if need_graphs:
-                            dgraph = torch.einsum("mctn,ctms->cnts", w.expand(-1, -1, tile.num_rows, -1), dmixed)
-                    if previous is not None and chain_weights is not None:
-                        if dchain is not None:
-                            state = states[level][:, :, tile.rows]
-                            add_weights(dchain, tile, heads, torch.einsum("ctme,cnte->mctn", dtile, state))
-                        c = mixture.tile_weights(chain_weights, tile, heads).expand(-1, -1, tile.num_rows, -1)
-                        drows = torch.einsum("mctn,ctme->cnte", c, dtile)
-                        if dstate is not None:
-                            drows = drows + dstate[:, :, tile.rows]
-                        if dgraph is not None:
-                            dgraph = dgraph + drows @ previous[:, :, tile.sources].mT
-                        back = graph.mT @ drows
-                        if dprevious is not None:
-                            dprevious[:, :, tile.sources] += back
-                        elif need_features:
-                            add_to(dfeatures, tile, (tile.sources, slice(None)), back.sum(1))
-                    if dgraph is not None:
-                        graphs.add_gradient(part, dgraph)
-                if mixed is not None:
-                    product = torch.bmm(mixed.flatten(1, 2).mT, dtile.flatten(1, 2))
-                    add_to(dfeatures, tile, (tile.sources, slice(None)), product)
-            dstate = dprevious
-    return dfeatures if need_features else None, dweights, dchain
+                self._add_tile(tile, features, self.mixture.stages[level], link)
+            dstate = link.dprevious
+
+    def _add_tile(self, tile: Tile, features: Tensor, stage: list[slice], link: Link | None) -> None:
+        mixture = self.mixture
+        dout = self._dout(tile)
+        dmixed = mixed = None  # dP and the mixed graph, (count, rows, M, sources)
+        if self.need_graphs or self.dweights is not None:
+            dmixed = torch.bmm(dout.flatten(1, 2), features[:, tile.sources].mT).view(*dout.shape[:3], -1)
+        if self.dfeatures is not None:
+            mixed = features.new_zeros(*dout.shape[:3], tile.sources.stop)
+        for heads in stage:
+            part = over_graphs(tile, heads)
+            graph = mixture.graphs.read(part)
+            weights = mixture.tile_weights(mixture.weights, tile, heads)
+            if mixed is not None:
+                mixed += weighted_sum(weights, graph)
+            if dmixed is not None and self.dweights is not None:
+                add_weights(self.dweights, tile, heads, torch.einsum("ctms,cnts->mctn", dmixed, graph))
+            drows = None if link is None else self._add_link(tile, heads, graph, dout, link)
+            if self.need_graphs and dmixed is not None:
+                weights = weights.expand(-1, -1, tile.num_rows, -1)
+                dgraph = torch.einsum("mctn,ctms->cnts", weights, dmixed)
+                if link is not None and drows is not None:
+                    dgraph = dgraph + drows @ link.previous[:, :, tile.sources].mT
+                mixture.graphs.add_gradient(part, dgraph)
+        if mixed is not None:
+            self._add_features(tile, torch.bmm(mixed.flatten(1, 2).mT, dout.flatten(1, 2)))
+
+    def _add_link(self, tile: Tile, heads: slice, graph: Tensor, dout: Tensor, link: Link) -> Tensor:
+        """Takes dc and A^T dX of a tile of a chain's layer; returns dX (count, heads, rows, E)."""
+        chain_weights = self.mixture.chain_weights
+        assert chain_weights is not None
+        if self.dchain is not None:
+            state = link.state[:, :, tile.rows]
+            add_weights(self.dchain, tile, heads, torch.einsum("ctme,cnte->mctn", dout, state))
+        weights = self.mixture.tile_weights(chain_weights, tile, heads).expand(-1, -1, tile.num_rows, -1)
+        drows = torch.einsum("mctn,ctme->cnte", weights, dout)
+        if link.dstate is not None:
+            drows = drows + link.dstate[:, :, tile.rows]
+        if link.dprevious is not None:
+            link.dprevious[:, :, tile.sources] += graph.mT @ drows
+        elif self.dfeatures is not None:
+            self._add_features(tile, (graph.mT @ drows).sum(1))
+        return drows
+
+    def _dout(self, tile: Tile) -> Tensor:
+        """dout of the tile, (count, rows, M, E)."""
+        index = (slice(None), *tile.at_rows)
+        piece = self.dout[index].reshape(self.mixture.num_mixtures, tile.count, tile.num_rows, -1)
+        return piece.permute(1, 2, 0, 3).to(self.mixture.graphs.dtype).contiguous()
+
+    def _add_features(self, tile: Tile, piece: Tensor) -> None:
+        assert self.dfeatures is not None
+        add_to(self.dfeatures, tile, (tile.sources, slice(None)), piece)
 
 
 def add_weights(total: Tensor, tile: Tile, graphs: slice, piece: Tensor) -> None:
@@ -244,7 +276,7 @@ def graph_mix_backward(
     """Gradients of graphs, features, weights and chain_weights."""
     given = GivenGraphs(graphs, outputs[0].shape[1:-2], needs[0])
     mixture = Mixture(given, features, weights, chain_weights, num_heads)
-    dfeatures, dweights, dchain = mix_backward(mixture, grad_outputs[0], needs)
+    mixed = MixtureGradients(mixture, grad_outputs[0], needs)
     inputs = (graphs, features, weights, chain_weights)
-    gradients = (given.gradient, dfeatures, dweights, dchain)
+    gradients = (given.gradient, mixed.dfeatures, mixed.dweights, mixed.dchain)
     return [gradient_like(t, gradient, features) for t, gradient in zip(inputs, gradients, strict=True)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..arguments import (
     EPS,
     HeadGroups,
-    accumulator_dtype,
     autocast_cast,
     bias_tensor,
     broadcast_lead,
@@ -23,36 +21,23 @@ from ..arguments import (
     dropout_seed,
 )
 from ..backend import select_backend
-from ..registration import differentiable_op
+from ..registration import differentiable_op, fake_packed_rows, fake_rows
 from ..varlen import check_varlen, split_heads, varlen_bias
 from . import blocked, reference
-
-
-def _fake(query, key, value, *_):
-    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    out = query.new_empty(*lead, query.size(-2), value.size(-1))
-    return out, query.new_empty(*lead, query.size(-2), dtype=accumulator_dtype(query.dtype))
-
 
 _blocked = differentiable_op(
     "relu2_attention_blocked",
     blocked.relu2_attention_forward,
     blocked.relu2_attention_backward,
-    _fake,
+    fake_rows,
     differentiable=("query", "key", "value", "bias"),
 )
-
-
-def _fake_varlen(query, key, value, *_):
-    normalizer = query.new_empty(query.shape[:-1], dtype=accumulator_dtype(query.dtype))
-    return query.new_empty(*query.shape[:-1], value.size(-1)), normalizer
-
 
 _blocked_varlen = differentiable_op(
     "relu2_attention_varlen_blocked",
     blocked.relu2_attention_varlen_forward,
     blocked.relu2_attention_varlen_backward,
-    _fake_varlen,
+    fake_packed_rows,
     differentiable=("query", "key", "value", "bias"),
 )
 

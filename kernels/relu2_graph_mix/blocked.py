@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..blocked_scores import ScoreGradients, Scores, denominator, gradient_like
-from ..graph_mix.blocked import Mixture, mix_backward, mix_forward
+from ..graph_mix.blocked import Mixture, MixtureGradients, mix_forward
 from ..tiles import Tile
 
 
@@ -87,7 +87,7 @@ def relu2_graph_mix_backward(
     score_needs = [needs[0], needs[1], needs[5]]
     gradients = ScoreGradients(scores, score_needs)
     mixture = Mixture(Relu2Graphs(scores, eps, gradients), features, weights, chain_weights, num_heads)
-    dfeatures, dweights, dchain = mix_backward(mixture, grad_outputs[0], (any(score_needs), *needs[2:5]))
+    mixed = MixtureGradients(mixture, grad_outputs[0], (any(score_needs), *needs[2:5]))
     dquery, dkey, dbias = gradients.results(query, key, bias)
-    rest = zip((features, weights, chain_weights), (dfeatures, dweights, dchain), strict=True)
+    rest = zip((features, weights, chain_weights), (mixed.dfeatures, mixed.dweights, mixed.dchain), strict=True)
     return [dquery, dkey, *(gradient_like(t, gradient, query) for t, gradient in rest), dbias]
