@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..arguments import accumulator_dtype
 from ..blocked_scores import gradient_like
-from ..tiles import TILE_ELEMENTS, Tile, add_to, pad_lead, take, take_flat, tiles
+from ..tiles import MAX_ROWS, TILE_ELEMENTS, Tile, add_to, pad_lead, take, take_flat, tiles
 
 
 class Graphs(Protocol):
@@ -60,7 +60,7 @@ class Mixture:
         n = graphs.num_graphs
         if chain_weights is None:
             # A tile of as many graphs as fit beside each other; their weighted sum takes the product.
-            together = max(1, min(n, TILE_ELEMENTS // max(graphs.num_sources * min(graphs.num_targets, 64), 1)))
+            together = max(1, min(n, TILE_ELEMENTS // max(graphs.num_sources * min(graphs.num_targets, MAX_ROWS), 1)))
             self.stages = [[slice(i, min(i + together, n)) for i in range(0, n, together)]]
         else:
             together = num_heads
@@ -81,15 +81,11 @@ class Mixture:
         states: list[Tensor] = []
         for (heads,) in self.stages:
             previous = states[-1] if states else features[:, None]
-            states.append(self.next_state(group, heads, previous))
+            state = features.new_zeros(group[0].count, self.together, self.graphs.num_targets, features.size(-1))
+            for tile in group:
+                state[:, :, tile.rows] = self.graphs.read(over_graphs(tile, heads)) @ previous[:, :, tile.sources]
+            states.append(state)
         return states
-
-    def next_state(self, group: list[Tile], heads: slice, previous: Tensor) -> Tensor:
-        shape = (group[0].count, heads.stop - heads.start, self.graphs.num_targets, previous.size(-1))
-        state = previous.new_zeros(shape)
-        for tile in group:
-            state[:, :, tile.rows] = self.graphs.read(over_graphs(tile, heads)) @ previous[:, :, tile.sources]
-        return state
 
 
 def mix_forward(mixture: Mixture, dtype: torch.dtype) -> Tensor:

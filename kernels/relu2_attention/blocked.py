@@ -1,6 +1,6 @@
 """relu2_attention over blocks of targets: besides inputs, outputs and gradients no tensor larger than a tile is alive.
 
-Forward: out = (r² V) / (Z + eps). Backward, from the recomputed r:
+Forward: A = r² / (Z + eps), out = A V. Backward, from the recomputed r:
     dV = (A dropped)^T dout,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dP = dout V^T dropped,   delta = <A, dP>
 """
 
@@ -37,12 +37,11 @@ def relu2_attention_forward(
         keys = scores.keys(group[0])
         values = take_flat(value, group[0], slice(None), scores.dtype)
         for tile in group:
-            r = scores.masked(tile, scores.queries(tile), keys).relu_()
-            squares = r.mul_(r)
+            squares = scores.masked(tile, scores.queries(tile), keys).relu_().square_()
             z = squares.sum(-1)
             store(normalizer, tile, z)
-            product = torch.bmm(dropout.apply_(squares, tile), values[:, tile.sources])
-            store(out, tile, product.div_(denominator(z, eps)[..., None]))
+            weights = squares.div_(denominator(z, eps)[..., None])  # before the product, which could overflow
+            store(out, tile, torch.bmm(dropout.apply_(weights, tile), values[:, tile.sources]))
     return out, normalizer
 
 

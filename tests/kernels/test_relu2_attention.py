@@ -109,6 +109,14 @@ def test_fp16_squares_neither_overflow_nor_underflow(backend, magnitude):
 
 
 @pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_huge_scores_and_values_do_not_overflow_in_between(backend):
+    """The squares are near fp32's largest number, their product with the value would be beyond it."""
+    with use_backend(backend):
+        out = glomo.relu2_attention(torch.full((1, 1), 1e18), torch.ones(2, 1), torch.full((2, 1), 1e3))
+    assert out.item() == pytest.approx(1e3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
 @pytest.mark.parametrize("score", [1e-2, 1e-4, 1e-6, 1e-18])
 def test_gradients_near_dead_rows_are_finite_and_right(backend, score):
     """The gradient of the normalised square grows as 1 / s near a dead row; nothing on the way may overflow."""
