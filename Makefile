@@ -1,6 +1,6 @@
 # make demo   pre-train a graph on real text, transfer it, print the table, draw the pictures
 # make test   the tests
-# make bench  every op against its peers on this machine (ARGS="--grid pretraining", "-k graph_mix", "--save": bench/__main__.py)
+# make bench  every op against its peers (ARGS="--grid pretraining --save": see bench/__main__.py)
 # All run `make setup` first, which needs python3 (3.10 or newer), make and a network to a package index.
 
 PYTHON ?= python3

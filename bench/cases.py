@@ -110,22 +110,25 @@ CLUSTERS = (1, 2, 4, 8, 16, 32)
 
 
 def gpu() -> list[Case]:
-    """One thing at a time around (64 sequences of 8 heads, T 128, E 64, causal, bf16), and the long sequences."""
-    cases: list[Case] = []
+    """A few cases of every op, then one thing at a time around (64 sequences of 8 heads, T 128, E 64, causal, bf16),
+    and the long sequences."""
+    clustered = [Case("relu2_attention", 1, 32, 8192, causal=False, dtype="bf16", clusters=c) for c in CLUSTERS]
+    packed = {t: [_many_short(op, 8 * 32768 // t, t, 64, True, "bf16") for op in VARLEN] for t in (128, 512, 2048)}
+    cases = [_many_short(op, 512, 128, 64, True, "bf16") for op in (*ATTENTION, "relu2_affinity")]
+    cases += [_long(op, 4096, 64, True, "bf16") for op in ATTENTION]
+    cases += [clustered[0], clustered[3], *packed[512], *(_mix(op, 32, 200, 300, True, "bf16") for op in MIXES)]
     for op in ATTENTION:
-        base = (512, 128, 64, True, "bf16")
-        near = [(512, t, 64, True, "bf16") for t in (32, 512)] + [(bh, *base[1:]) for bh in (64, 2048)]
+        near = [(512, t, 64, True, "bf16") for t in (32, 512)] + [(bh, 128, 64, True, "bf16") for bh in (64, 2048)]
         near += [(512, 128, e, True, "bf16") for e in (32, 128)] + [(512, 128, 64, False, "bf16")]
         near += [(512, 128, 64, True, dtype) for dtype in ("fp32", "fp16")]
-        cases += [_many_short(op, *point) for point in (base, *near)]
+        cases += [_many_short(op, *point) for point in near]
         cases += [_long(op, t, e, c, "bf16") for t in LONG for e, c in ((64, True), (64, False), (128, True))]
     cases += [_long("relu2_attention", 4096, 64, True, dtype) for dtype in ("fp32", "fp16")]
-    cases += [Case("relu2_attention", 1, 32, 8192, causal=False, dtype="bf16", clusters=c) for c in CLUSTERS]
-    cases += [_many_short("relu2_affinity", 512, t, 64, True, "bf16") for t in (32, 128, 512)]
-    cases += [_many_short(op, 8 * 32768 // t, t, 64, True, "bf16") for op in VARLEN for t in (128, 512, 2048)]
+    cases += [*clustered, *packed[128], *packed[2048]]
+    cases += [_many_short("relu2_affinity", 512, t, 64, True, "bf16") for t in (32, 512)]
     cases += [_mix(op, 32, 200, ev, c, "bf16") for op in MIXES for ev in (64, 300, 1024) for c in (False, True)]
     cases += [_mix("relu2_graph_mix", 32, 200, 300, c, "fp32") for c in (False, True)]
-    return [*both_passes(*cases), *pretraining()]
+    return [*pretraining(), *both_passes(*cases)]
 
 
 def full() -> list[Case]:

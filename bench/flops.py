@@ -36,8 +36,12 @@ def flops(case: Case) -> int:
     if case.op == "relu2_affinity":  # backward: the scores again, dQ, dK
         return scores * (1 + 3 * case.backward)
     if case.op in ("graph_mix", "relu2_graph_mix"):
-        # the mixed graph times the features once, and each graph times a running product: N more (backward: twice that)
-        products = 2 * used * ev * (1 + n * case.chains) * (1 + 2 * case.backward)
+        # the mixed graph times the features once; with chains A_l (Λ_{l-1} F) for each graph, or A_l Λ_{l-1} where
+        # graph_mix has that cheaper (few positions, wide features); backward: twice that
+        chained = n * ev
+        if case.op == "graph_mix":
+            chained = min(chained, (n - case.heads) * case.length)
+        products = 2 * used * (ev + chained * case.chains) * (1 + 2 * case.backward)
         return products + (scores * (1 + 3 * case.backward) if case.op == "relu2_graph_mix" else 0)
     values = 2 * used * n * ev
     return scores + values + case.backward * (3 * scores + 2 * values)  # backward: S, dQ, dK and dP, dV

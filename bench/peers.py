@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import authors, flex
+from bench.flops import lengths
 from bench.problems import Call, Problem
 from glomo.kernels import relu2_attention, use_backend
 
@@ -129,10 +130,13 @@ def padded(attend: Call) -> Build:
 
 def nested(problem: Problem) -> Call:
     """SDPA on nested tensors, PyTorch's own form of a packed batch."""
+    # one tensor of offsets, by which PyTorch knows that the three are ragged alike
+    offsets, sizes = problem.tensors[-1].long(), lengths(problem.case)
 
-    def call(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def call(query: Tensor, key: Tensor, value: Tensor, _: Tensor) -> Tensor:
         def jagged(x: Tensor) -> Tensor:
-            return torch.nested.nested_tensor_from_jagged(x, cu_seqlens.long()).transpose(1, 2)
+            packed = torch.nested.nested_tensor_from_jagged(x, offsets, min_seqlen=min(sizes), max_seqlen=max(sizes))
+            return packed.transpose(1, 2)
 
         out = F.scaled_dot_product_attention(jagged(query), jagged(key), jagged(value), is_causal=problem.case.causal)
         return out.transpose(1, 2).values()

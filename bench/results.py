@@ -138,12 +138,13 @@ def read(path: Path) -> list[Row]:
 
 
 def latest(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Group -> the rows of its last run, groups in the order of their first appearance: only what was measured side by
-    side is compared."""
-    groups: dict[str, dict[str, list[Row]]] = {}
+    """Group -> the rows of its last run: only what was measured side by side is compared. Op by op, otherwise in the
+    order of their first appearance."""
+    ops: dict[str, dict[str, dict[float, list[Row]]]] = {}
     for r in rows:
+        groups = ops.setdefault(r["extra_info"]["op"], {})
         groups.setdefault(r["group"], {}).setdefault(r["extra_info"]["run"], []).append(r)
-    return {group: runs[max(runs)] for group, runs in groups.items()}
+    return {group: runs[max(runs)] for groups in ops.values() for group, runs in groups.items()}
 
 
 def same_circumstances(r: Row, now: Row) -> bool:

@@ -48,32 +48,39 @@ class Running:
         self.bytes = 0
         self._problem: Problem | None = None
         self._expected: list[Tensor] = []
+        self._cotangent: Tensor | None = None
 
     def prepare(self, peer: str) -> Measured:
         """The peer, checked and warm, or with its reason. The same object for the same peer."""
         if peer not in self.peers:
             self.peers[peer] = measured = Measured()
-            try:
-                with around(peer), warnings.catch_warnings(record=True) as notes:
-                    warnings.simplefilter("always")
-                    self._prepare(peer, measured)
-            except Exception as error:  # any way in which a peer can fail is a result, not the end of the run
-                measured.work, measured.reason = None, _sentence(error, [str(n.message) for n in notes])
-                if self.device != "cpu":
-                    _go_on_or_exit(f"{self.case.id}: {peer}: {measured.reason}")
+            with warnings.catch_warnings(record=True) as notes:
+                warnings.simplefilter("always")
+                try:
+                    problem = self._checked_problem()
+                    with around(peer):
+                        self._prepare(problem, peer, measured)
+                except Exception as error:  # any way in which a peer can fail is a result, not the end of the run
+                    measured.work, measured.reason = None, _sentence(error, [str(n.message) for n in notes])
+                    if self.device != "cpu":
+                        _go_on_or_exit(f"{self.case.id}: {peer}: {measured.reason}")
         return self.peers[peer]
 
-    def _prepare(self, peer: str, measured: Measured) -> None:
+    def _checked_problem(self) -> Problem:
+        """The problem, once ours has done it: without that no peer can be checked."""
         if self._problem is None:
-            self._problem = make(self.case, self.device)
-            with around("glomo"):
-                self._expected = self._results(self._problem.call)
+            problem = make(self.case, self.device)
+            self._expected = self._results(problem, problem.call)
             # every input and output moved once; in the backward pass their gradients too
-            moved = [*self._problem.tensors, self._expected[0]]
+            moved = [*problem.tensors, self._expected[0]]
             self.bytes = sum(t.numel() * t.element_size() for t in moved) * (1 + self.case.backward)
+            self._problem = problem
+        return self._problem
+
+    def _prepare(self, problem: Problem, peer: str, measured: Measured) -> None:
         self._refuse_without_room(peer)
-        call = PEERS[self.case.op][peer](self._problem)
-        found = self._results(call)
+        call = PEERS[self.case.op][peer](problem)
+        found = self._results(problem, call)
         if peer not in YARDSTICKS.get(self.case.op, ()):
             wrong = disagreement(found, self._expected, TOLERANCE[self.case.dtype])
             if wrong:
@@ -81,24 +88,22 @@ class Running:
         del found
 
         def work() -> None:
-            self._results(call)
+            self._results(problem, call)
 
-        measured.backend = _backend(self.case.op, self._problem.tensors) if peer in ("glomo", "eager") else ""
+        measured.backend = _backend(self.case.op, problem.tensors) if peer in ("glomo", "eager") else ""
         start = time.perf_counter()
         measured.memory = measure.peak_memory(work, self.device)
         measured.estimate = time.perf_counter() - start
         measured.work = work
 
-    def _results(self, call: Call) -> list[Tensor]:
+    def _results(self, problem: Problem, call: Call) -> list[Tensor]:
         """The output, and in the backward pass a gradient for every wanted tensor."""
-        problem = self._problem
-        assert problem is not None
         out = call(*problem.tensors)
         if not self.case.backward:
             return [out.detach()]
-        grads = torch.autograd.grad(
-            out, problem.wanted, torch.ones_like(out), materialize_grads=True, allow_unused=True
-        )
+        if self._cotangent is None:  # not ones: the rows of a graph sum to 1, their gradient would be rounding alone
+            self._cotangent = torch.randn_like(out) if out.dim() else torch.ones_like(out)
+        grads = torch.autograd.grad(out, problem.wanted, self._cotangent, materialize_grads=True, allow_unused=True)
         return [out.detach(), *grads]
 
     def _refuse_without_room(self, peer: str) -> None:

@@ -21,7 +21,9 @@ def test_counts_by_hand():
     # 2 layers of 1 head: 2 scores a pair, the mixed graph once, two running products
     mix = dict(case, layers=2, chains=True)
     assert flops(Case("relu2_graph_mix", **mix)) == 6 * (2 * 4 + 3 * 6)
-    assert flops(Case("graph_mix", **mix)) == 16 * 3 * 6  # whole matrices, whatever the graph
+    # graph_mix gets whole matrices; here one product of the two graphs is cheaper than two running products
+    assert flops(Case("graph_mix", **mix)) == 2 * 16 * 3 + 2 * 4**3
+    assert flops(Case("graph_mix", **{**mix, "value_dim": 1})) == 2 * 16 * (1 + 2)
 
 
 @pytest.mark.parametrize("op", ["relu2_affinity", "relu2_attention", "attention"])

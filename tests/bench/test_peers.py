@@ -6,10 +6,12 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import glomo
 from bench import flex, measure, peers
+from bench import running as running_module
 from bench.cases import Case
 from bench.peers import PEERS, around
 from bench.problems import make
 from bench.running import Running, disagreement
+from glomo.kernels.backend import forced_backend
 
 OPS = ("relu2_affinity", "relu2_attention", "attention", "relu2_attention_varlen", "attention_varlen")
 SMALL = {op: Case(op, batch=2, heads=2, length=12, dim=8, value_dim=8) for op in OPS}
@@ -85,6 +87,29 @@ def test_a_peer_that_is_wrong_or_cannot_is_a_reason(monkeypatch):
     assert running.prepare("glomo").reason == ""
     monkeypatch.setattr(measure, "free_memory", lambda: 1000)
     assert "holds whole T x S tensors" in running.prepare("eager").reason
+
+
+def test_a_peer_is_held_to_the_automatic_backend(monkeypatch):
+    forced = []
+    problem = make(SMALL["relu2_affinity"], "cpu")
+
+    def call(*tensors):
+        forced.append(forced_backend())
+        return problem.call(*tensors)
+
+    monkeypatch.setattr(running_module, "make", lambda case, device: replace(problem, call=call))
+    Running(SMALL["relu2_affinity"], "cpu").prepare("eager")
+    assert forced[0] is None
+    assert forced[1] == ("reference", "use_backend")
+
+
+def test_without_ours_no_peer_is_compared(monkeypatch):
+    def fails(case, device):
+        raise RuntimeError("no memory for that")
+
+    monkeypatch.setattr(running_module, "make", fails)
+    running = Running(SMALL["relu2_affinity"], "cpu")
+    assert {running.prepare(peer).reason for peer in ("glomo", "authors")} == {"no memory for that"}
 
 
 def test_disagreement():
