@@ -7,12 +7,17 @@ GLOMO_BACKEND. A forced backend that cannot do a call raises; the automatic choi
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
+
+import torch
+from torch import Tensor
 
 BACKENDS = {
     "reference": "plain PyTorch, the definition; keeps whole T x S tensors",
     "blocked": "plain PyTorch over blocks of targets; memory linear in T",
+    "triton": "fused GPU kernels; on the CPU only in Triton's interpreter, for tests",
 }
 OPS = (
     "relu2_affinity",
@@ -23,6 +28,12 @@ OPS = (
     "attention",
     "attention_varlen",
 )
+
+TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
+TRITON_WIDTH = 256
+"""The widest query that the Triton kernels hold in one tile."""
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _forced: str | None = None
 
@@ -35,7 +46,7 @@ def _check_name(name: str, source: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs every op inside the block on the named backend ("reference" or "blocked").
+    """Runs every op inside the block on the named backend ("reference", "blocked" or "triton").
 
     The block is process-wide state, as torch.set_float32_matmul_precision is: set it from one thread. A function that
     torch.compile has traced keeps the backend that GLOMO_BACKEND named when it was traced.
@@ -65,10 +76,44 @@ def forced_backend() -> tuple[str, str] | None:
     return None
 
 
-def select_backend() -> str:
-    """The backend that the next call runs on."""
+def select_backend(op: str, *tensors: Tensor) -> str:
+    """The backend that this call of `glomo.<op>` runs on; tensors begins with the query.
+
+    Raises:
+        ValueError: the forced backend cannot do this call.
+    """
     forced = forced_backend()
-    return forced[0] if forced else "blocked"
+    if forced is None:
+        return "blocked" if tensors[0].device.type != "cuda" or why_not_triton(op, *tensors) else "triton"
+    name, who = forced
+    if name == "triton":
+        reason = why_not_triton(op, *tensors)
+        if reason:
+            raise ValueError(f"{who} forces the backend 'triton', but {reason}.")
+    return name
+
+
+def why_not_triton(op: str, *tensors: Tensor) -> str | None:
+    """Why the Triton kernels cannot do a call, or None where they can."""
+    if op not in TRITON_OPS:
+        return f"{op} has no Triton kernels"
+    if not _TRITON_INSTALLED:
+        return "Triton is not installed"
+    for t in tensors:
+        kind = t.device.type
+        if kind == "cuda":
+            if torch.cuda.get_device_properties(t.device).major < 8 and not torch.version.hip:
+                return "the Triton kernels need a GPU of compute capability 8.0 or newer"
+        elif kind == "cpu" and _INTERPRETED:
+            if t.dtype == torch.bfloat16:
+                return "Triton's interpreter computes bfloat16 wrongly"
+        elif kind != "meta":
+            return f"the Triton kernels need a GPU, and the tensors are on {kind}"
+        if t.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"the Triton kernels compute in float32, float16 and bfloat16, not in {t.dtype}"
+    if tensors and tensors[0].size(-1) > TRITON_WIDTH:
+        return f"the query has {tensors[0].size(-1)} columns, and the Triton kernels take {TRITON_WIDTH} at most"
+    return None
 
 
 def explain(op: str, *tensors: object) -> str:
@@ -83,9 +128,16 @@ def explain(op: str, *tensors: object) -> str:
     """
     if op not in OPS:
         raise ValueError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
+    calls = [t for t in tensors if isinstance(t, Tensor)]
     forced = forced_backend()
+    reason = why_not_triton(op, *calls) if calls else "no tensors were given to decide by"
     if forced:
         name, who = forced
+        if name == "triton" and calls and reason:
+            return f"{op} raises, because {who} forces 'triton', but {reason}."
         return f"{op} runs on {name!r}, because {who} forces it."
-    where = " and ".join(sorted({t.device.type for t in tensors if hasattr(t, "device")})) or "any device"
-    return f"{op} runs on 'blocked', because no compiled backend is installed for {where}."
+    if not reason and calls[0].device.type == "cuda":
+        return f"{op} runs on 'triton', the fused GPU kernels."
+    if not reason:
+        reason = "Triton's interpreter only runs where it is forced"
+    return f"{op} runs on 'blocked', because {reason}."

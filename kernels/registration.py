@@ -34,7 +34,8 @@ def differentiable_op(
         name: the op's name, unique in the package.
         forward: forward(*inputs) -> outputs, a tuple of tensors; its annotations give the op's schema.
         backward: backward(grad_outputs, outputs, *inputs, needs) -> one gradient for every differentiable input,
-            an empty tensor where `needs` (a list of bools, in the order of `differentiable`) says False.
+            an empty tensor where `needs` (a list of bools, in the order of `differentiable`) says False. grad_outputs
+            has one for every floating output.
         fake: fake(*inputs) -> empty tensors with the shapes and dtypes of the outputs.
         differentiable: names of the inputs that get gradients.
     """
@@ -70,7 +71,9 @@ def differentiable_op(
         for i, t in zip(ctx.tensors, saved[num_outputs:], strict=True):
             inputs[i] = t
         needs = [ctx.needs_input_grad[p] for p in positions]
-        gradients = backward_op(list(grad_outputs), list(saved[:num_outputs]), *inputs, needs=needs)
+        outputs = list(saved[:num_outputs])
+        floating = [g for g, o in zip(grad_outputs, outputs, strict=True) if o.is_floating_point()]
+        gradients = backward_op(floating, outputs, *inputs, needs=needs)
         result: list[Tensor | None] = [None] * len(inputs)
         for position, need, gradient in zip(positions, needs, gradients, strict=True):
             if need:

@@ -154,13 +154,17 @@ def check_varlen(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, but have "
             f"{cu_seqlens_q.size(0)} and {cu_seqlens_k.size(0)} entries."
         )
-    lengths = (("max_seqlen_q", max_seqlen_q, cu_seqlens_q), ("max_seqlen_k", max_seqlen_k, cu_seqlens_k))
-    for name, size, cu_seqlens in lengths:
-        check_count(name, size)
-        if cu_seqlens.device.type == "cpu" and cu_seqlens.size(0) > 1 and not torch.compiler.is_compiling():
-            longest = int(cu_seqlens.diff().max())
+    check_count("max_seqlen_q", max_seqlen_q)
+    check_count("max_seqlen_k", max_seqlen_k)
+    if query.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere reading them would wait for the GPU
+        for side, size, cu_seqlens, of, t in (
+            ("q", max_seqlen_q, cu_seqlens_q, "query", query),
+            ("k", max_seqlen_k, cu_seqlens_k, "key", key),
+        ):
+            starts = _boundaries(f"cu_seqlens_{side}", cu_seqlens, of, t)
+            longest = max((b - a for a, b in itertools.pairwise(starts)), default=0)
             if longest > size:
-                raise ValueError(f"{name} is {size}, but the longest sequence has {longest}.")
+                raise ValueError(f"max_seqlen_{side} is {size}, but the longest sequence has {longest}.")
 
 
 def varlen_bias(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

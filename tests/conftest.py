@@ -13,6 +13,32 @@ def pytest_configure():
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+    if "GLOMO_TEST_DEVICE" in os.environ:
+        torch.set_default_device(os.environ["GLOMO_TEST_DEVICE"])
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        _patch_the_interpreter_once()
+
+
+def _patch_the_interpreter_once():
+    """Triton's interpreter replaces the functions of triton.language at every call of a device function, which is nine
+    tenths of its time. Here it does so once for each of the two modules, for the life of the process."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    patch, done = interpreter._patch_lang, set()
+
+    class Kept:
+        def restore(self):
+            pass
+
+    def patch_once(fn):
+        wanted = {id(value) for value in fn.__globals__.values() if value is tl or value is tl.core}
+        if not wanted <= done:
+            done.update(wanted)
+            patch(fn)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
 
 
 @pytest.fixture(autouse=True)

@@ -107,7 +107,7 @@ def attention(
         check_broadcastable("attn_mask", attn_mask, (*lead, query.size(-2), key.size(-2)))
     else:
         broadcast_lead(query=query, key=key, value=value)
-    run = reference.attention if select_backend() == "reference" else _blocked
+    run = reference.attention if select_backend("attention", query, key, value) == "reference" else _blocked
     out, lse = run(
         query,
         key,
@@ -173,7 +173,7 @@ def attention_varlen(
     scale = _scale(scale, query)
     if enable_gqa:
         query, key, value, _ = split_heads(query, key, value, None)
-    run = reference.attention_varlen if select_backend() == "reference" else _blocked_varlen
+    run = reference.attention_varlen if select_backend("attention_varlen", query, key, value) == "reference" else _blocked_varlen
     out, lse = run(
         query,
         key,

@@ -153,7 +153,7 @@ def graph_mix(
     lead = common_lead(graphs=graphs.shape[:-3], features=features.shape[:-2])
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, features, n, num_heads)
     out: Tensor
-    if select_backend() == "reference":
+    if select_backend("graph_mix", graphs, features) == "reference":
         out = reference.graph_mix(graphs, features, w, c, num_heads)
     else:
         out = _blocked(graphs, features, w, c, num_heads)

@@ -22,7 +22,7 @@ from ..arguments import (
 )
 from ..backend import select_backend
 from ..registration import differentiable_op
-from . import blocked, reference
+from . import blocked, reference, triton
 
 
 def _fake(query, key, bias, attn_mask, diagonal, scale, eps):
@@ -35,6 +35,14 @@ _blocked = differentiable_op(
     "relu2_affinity_blocked",
     blocked.relu2_affinity_forward,
     blocked.relu2_affinity_backward,
+    _fake,
+    differentiable=("query", "key", "bias"),
+)
+
+_triton = differentiable_op(
+    "relu2_affinity_triton",
+    triton.relu2_affinity_forward,
+    triton.relu2_affinity_backward,
     _fake,
     differentiable=("query", "key", "bias"),
 )
@@ -104,8 +112,9 @@ def relu2_affinity(
         if t is not None:
             check_broadcastable(name, t, pairs)
     arguments = (query, key, bias, attn_mask, check_diagonal(is_causal, diagonal), float(scale), float(eps))
-    if select_backend() == "reference":
+    backend = select_backend("relu2_affinity", query, key)
+    if backend == "reference":
         affinity = reference.relu2_affinity(*arguments)
     else:
-        affinity = _blocked(*arguments)[0]
+        affinity = (_triton if backend == "triton" else _blocked)(*arguments)[0]
     return affinity.flatten(-4, -3) if groups else affinity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..arguments import (
@@ -23,13 +24,28 @@ from ..arguments import (
 from ..backend import select_backend
 from ..registration import differentiable_op, fake_packed_rows, fake_rows
 from ..varlen import check_varlen, split_heads, varlen_bias
-from . import blocked, reference
+from . import blocked, reference, triton
 
 _blocked = differentiable_op(
     "relu2_attention_blocked",
     blocked.relu2_attention_forward,
     blocked.relu2_attention_backward,
     fake_rows,
+    differentiable=("query", "key", "value", "bias"),
+)
+
+
+
+def _fake_triton(query, key, value, bias, *rest):
+    out, normalizer = fake_rows(query, key, value)
+    return out, normalizer, query.new_empty(triton.active_shape(out.shape[:-2], query, key, bias), dtype=torch.int8)
+
+
+_triton = differentiable_op(
+    "relu2_attention_triton",
+    triton.relu2_attention_forward,
+    triton.relu2_attention_backward,
+    _fake_triton,
     differentiable=("query", "key", "value", "bias"),
 )
 
@@ -40,6 +56,20 @@ _blocked_varlen = differentiable_op(
     fake_packed_rows,
     differentiable=("query", "key", "value", "bias"),
 )
+
+_triton_varlen = differentiable_op(
+    "relu2_attention_varlen_triton",
+    triton.relu2_attention_varlen_forward,
+    triton.relu2_attention_varlen_backward,
+    fake_packed_rows,
+    differentiable=("query", "key", "value", "bias"),
+)
+_BACKENDS = {"reference": reference.relu2_attention, "blocked": _blocked, "triton": _triton}
+_VARLEN_BACKENDS = {
+    "reference": reference.relu2_attention_varlen,
+    "blocked": _blocked_varlen,
+    "triton": _triton_varlen,
+}
 
 
 def relu2_attention(
@@ -118,8 +148,8 @@ def relu2_attention(
     for name, t in (("bias", bias), ("attn_mask", attn_mask)):
         if t is not None:
             check_broadcastable(name, t, pairs)
-    run = reference.relu2_attention if select_backend() == "reference" else _blocked
-    out, normalizer = run(
+    run = _BACKENDS[select_backend("relu2_attention", query, key, value)]
+    out, normalizer, *_ = run(
         query,
         key,
         value,
@@ -188,7 +218,7 @@ def relu2_attention_varlen(
     bias = varlen_bias(bias, query, key)
     if enable_gqa:
         query, key, value, bias = split_heads(query, key, value, bias)
-    run = reference.relu2_attention_varlen if select_backend() == "reference" else _blocked_varlen
+    run = _VARLEN_BACKENDS[select_backend("relu2_attention_varlen", query, key, value)]
     out, normalizer = run(
         query,
         key,

@@ -102,7 +102,7 @@ def relu2_graph_mix(
         if t is not None:
             check_broadcastable(name, t, (*lead, n, num_targets, num_sources))
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, query, n, num_heads)
-    run = reference.relu2_graph_mix if select_backend() == "reference" else _blocked
+    run = reference.relu2_graph_mix if select_backend("relu2_graph_mix", query, key) == "reference" else _blocked
     out = run(
         query,
         key,

@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import glomo
 from glomo.kernels import BACKENDS, explain, use_backend
 from glomo.kernels.tiles import TILE_ELEMENTS, lead_slices
-from parity import random
+from parity import IMPLEMENTATIONS, random
 
 
 def test_explain_says_which_and_why(monkeypatch):
@@ -27,7 +27,7 @@ def test_unknown_backends_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"use_backend's name is 'cuda'"), use_backend("cuda"):
         pass
     monkeypatch.setenv("GLOMO_BACKEND", "blokked")
-    with pytest.raises(ValueError, match=r"GLOMO_BACKEND is 'blokked', but the backends are reference, blocked"):
+    with pytest.raises(ValueError, match=r"GLOMO_BACKEND is 'blokked', but the backends are reference, blocked, triton"):
         glomo.attention(*random(3, 1, 2, 4).unbind())
 
 
@@ -35,11 +35,28 @@ def test_forced_backend_really_runs(monkeypatch):
     """The reference saves its graph for autograd, the blocked op is a single node."""
     q = random(2, 3, 4).requires_grad_()
     names = {}
-    for name in BACKENDS:
+    for name in IMPLEMENTATIONS:
         with use_backend(name):
             names[name] = glomo.relu2_attention(q, q, q).grad_fn.name()
     assert "relu2_attention_blocked" in names["blocked"]
     assert "relu2_attention_blocked" not in names["reference"]
+
+
+def test_triton_says_why_it_cannot(monkeypatch):
+    """A forced backend that cannot do a call raises; the automatic choice falls back."""
+    monkeypatch.delenv("GLOMO_BACKEND", raising=False)
+    q = random(2, 3, 4, dtype=torch.float64)
+    assert "float64" in explain("relu2_attention", q) or "need a GPU" in explain("relu2_attention", q)
+    assert "no Triton kernels" in explain("attention", q)
+    with use_backend("triton"):
+        with pytest.raises(ValueError, match="use_backend forces the backend 'triton', but"):
+            glomo.relu2_attention(q, q, q)
+        with pytest.raises(ValueError, match="attention has no Triton kernels"):
+            glomo.attention(q, q, q)
+    if IMPLEMENTATIONS[-1] == "triton":
+        wide = random(2, 3, 257)
+        with use_backend("triton"), pytest.raises(ValueError, match="257 columns, and the Triton kernels take 256"):
+            glomo.relu2_attention(wide, wide, wide)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -104,4 +121,5 @@ def test_meta_tensors_have_the_right_shapes(name):
         out, z = glomo.relu2_attention(q, k, v, return_normalizer=True)
         assert out.shape == (2, 4, 5, 3)
         assert z.shape == (2, 4, 5)
-        assert glomo.attention(q, k, v).shape == (2, 4, 5, 3)
+        if name != "triton":
+            assert glomo.attention(q, k, v).shape == (2, 4, 5, 3)

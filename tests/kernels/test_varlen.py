@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import glomo
-from parity import check_parity, random
+from parity import DTYPES, check_parity, random
 
 CU_Q = torch.tensor([0, 3, 3, 10, 11], dtype=torch.int32)
 CU_K = torch.tensor([0, 0, 4, 12, 13], dtype=torch.int32)
@@ -12,7 +12,7 @@ def packed(dtype=torch.float32, heads_k=4):
     return [random(11, 4, 8, dtype=dtype), random(13, heads_k, 8, dtype=dtype), random(13, heads_k, 5, dtype=dtype)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads_k", [4, 2])
 @pytest.mark.parametrize("bias_shape", [None, (), (4,), (11, 4), (13, 4), (1, 13, 4)])
 def test_relu2_parity(dtype, heads_k, bias_shape):
@@ -30,7 +30,7 @@ def test_relu2_parity(dtype, heads_k, bias_shape):
     check_parity(call, [*packed(dtype, heads_k), bias])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads_k", [4, 2])
 def test_softmax_parity(dtype, heads_k):
     def call(query, key, value):
@@ -41,6 +41,10 @@ def test_softmax_parity(dtype, heads_k):
     check_parity(call, packed(dtype, heads_k))
 
 
+def pack(padded, lengths):
+    return torch.cat([padded[i, :, :n].transpose(0, 1) for i, n in enumerate(lengths)])
+
+
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
 def test_equals_the_padded_batch(dropout_p):
     """Sequence by sequence the same numbers as the padded call with a mask, dropout included."""
@@ -48,20 +52,27 @@ def test_equals_the_padded_batch(dropout_p):
     cu = torch.tensor([0, 5, 7, 14])
     query, key, value, bias = random(3, 4, 7, 8), random(3, 4, 7, 8), random(3, 4, 7, 3), random(3, 4, 7, 1)
     mask = (torch.arange(7) < torch.tensor(lengths)[:, None])[:, None, None]
-
-    def pack(t):
-        return torch.cat([t[i, :, :n].transpose(0, 1) for i, n in enumerate(lengths)])
-
-    q, k, v, b = pack(query), pack(key), pack(value), pack(bias).squeeze(-1)
+    q, k, v, b = (pack(t, lengths) for t in (query, key, value, bias))
+    b = b.squeeze(-1)
     torch.manual_seed(3)
     padded = glomo.relu2_attention(query, key, value, bias, mask, is_causal=True, diagonal=-1, dropout_p=dropout_p)
     torch.manual_seed(3)
     out = glomo.relu2_attention_varlen(q, k, v, cu, cu, 7, 7, b, is_causal=True, diagonal=-1, dropout_p=dropout_p)
-    torch.testing.assert_close(out, pack(padded))
+    torch.testing.assert_close(out, pack(padded, lengths))
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_softmax_equals_the_padded_batch(dropout_p):
+    lengths = [5, 2, 7]
+    cu = torch.tensor([0, 5, 7, 14])
+    query, key, value = random(3, 4, 7, 8), random(3, 4, 7, 8), random(3, 4, 7, 3)
+    mask = (torch.arange(7) < torch.tensor(lengths)[:, None])[:, None, None]
+    q, k, v = (pack(t, lengths) for t in (query, key, value))
     torch.manual_seed(3)
     padded = glomo.attention(query, key, value, mask, dropout_p=dropout_p)
     torch.manual_seed(3)
-    torch.testing.assert_close(glomo.attention_varlen(q, k, v, cu, cu, 7, 7, dropout_p=dropout_p), pack(padded))
+    out = glomo.attention_varlen(q, k, v, cu, cu, 7, 7, dropout_p=dropout_p)
+    torch.testing.assert_close(out, pack(padded, lengths))
 
 
 def test_empty_batch():

@@ -5,25 +5,39 @@ An op meets it if, for the output and every gradient,
     max|ours - ref64| <= 2 * max(eager, sensitivity) + rounding
 
 where the fp64 run starts from the same (rounded) inputs, eager is the error of the reference in the op's own dtype, and
-sensitivity is how far the fp64 result moves when inputs and cotangents move by one fp32 rounding: near a dead row the
-gradient of the normalised square is so steep, and a gradient summed over everything is so small against its terms, that
-two orders of summation differ by more than a factor. rounding is one of the result's largest value in its dtype, and a
+sensitivity is how far the fp64 result moves when inputs, cotangents and every intermediate result move by one fp32
+rounding (Monte Carlo arithmetic): near a dead row the gradient of the normalised square is so steep, and a gradient
+summed over everything is so small against its terms, that two orders of summation differ by more than a factor. rounding is one of the result's largest value in its dtype, and a
 few in fp32 of the largest value of all results: gradients that cancel to nothing still carry their terms' roundings.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from hypothesis import Phase
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glomo.kernels import use_backend
 
+DEVICE = os.environ.get("GLOMO_TEST_DEVICE", "cpu")
+"""PyTorch's default device in the tests: with GLOMO_TEST_DEVICE=cuda the same tests run on a GPU."""
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+"""What every op computes in; Triton's interpreter gets bf16 wrong."""
+IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else [])
+"""The backends that run here."""
+EXAMPLES = 25 if INTERPRETED else 60
+PHASES = tuple(p for p in Phase if not INTERPRETED or p not in (Phase.shrink, Phase.explain))
+"""Hypothesis would shrink a failure for minutes in the interpreter."""
+
 Call = Callable[..., Any]
-_NUDGES = torch.Generator().manual_seed(1)
+_NUDGES = torch.Generator("cpu").manual_seed(1)
 
 
 def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None, nudge: bool = False) -> list[Tensor]:
@@ -33,12 +47,13 @@ def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None, nudge
     inputs = [None if t is None else move(t).detach().requires_grad_(t.is_floating_point()) for t in tensors]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     torch.manual_seed(11)
-    with use_backend(backend) if backend else contextlib.nullcontext():
+    rounded = RoundedArithmetic() if nudge else contextlib.nullcontext()
+    with use_backend(backend) if backend else contextlib.nullcontext(), rounded:
         outputs = call(*inputs)
         outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator("cpu").manual_seed(5)
         cotangents = [
-            torch.randn(o.shape, generator=generator, dtype=torch.float32).bfloat16().to(o.dtype) for o in outputs
+            torch.randn(o.shape, generator=generator, device="cpu").bfloat16().to(o.device, o.dtype) for o in outputs
         ]
         cotangents = [move(c) for c in cotangents]
         gradients = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
@@ -68,11 +83,26 @@ def check_parity(call: Call, tensors: Sequence[Tensor | None]) -> None:
         assert error <= budget, f"result {i}: error {error:.3e} is more than the budget {budget:.3e}"
 
 
+def widest(backend: str) -> torch.dtype:
+    """fp64 where the backend has it."""
+    return torch.float32 if backend == "triton" else torch.float64
+
+
+class RoundedArithmetic(TorchDispatchMode):
+    """Moves the result of every product and sum by one fp32 rounding, forward and backward."""
+
+    ARITHMETIC = ("bmm", "mm", "mul", "div", "add", "sub", "sum", "pow")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return nudged(result) if func.overloadpacket.__name__ in self.ARITHMETIC else result
+
+
 def nudged(t: Tensor) -> Tensor:
     """Every value one fp32 rounding up or down."""
     if not t.is_floating_point():
         return t
-    signs = torch.randint(0, 2, t.shape, generator=_NUDGES) * 2 - 1
+    signs = torch.randint(0, 2, t.shape, generator=_NUDGES, device="cpu").to(t.device) * 2 - 1
     return t * (1 + torch.finfo(torch.float32).eps * signs)
 
 

@@ -1,0 +1,51 @@
+"""Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
+
+A file is {kernel: {"16-bit" or "32-bit": [entry, ...]}}; an entry has the largest width of the query or the value it is for,
+and the numbers of a :class:`Configuration`. `python -m bench.tune` writes such a file; nothing is tuned at a user's call.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+
+
+class Configuration(NamedTuple):
+    M: int  # targets of a tile
+    N: int  # sources of a tile
+    features: int  # columns of the value at a time
+    warps: int
+    stages: int
+
+
+@functools.cache
+def _table(name: str) -> dict:
+    file = resources.files(__package__) / "tuned" / f"{name}.json"
+    if not file.is_file():
+        return _table("default")
+    return json.loads(file.read_text())
+
+
+def architecture(device: torch.device) -> str:
+    """The name of the device's file: sm_90 is H100 and H200, sm_80 A100, sm_89 L4 and RTX 4090."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+@functools.lru_cache(maxsize=4096)
+def configuration(kernel: str, architecture: str, itemsize: int, width: int, features: int) -> Configuration:
+    """The entry for a kernel and the widths of query and value (as the powers of two that hold them)."""
+    entries = _table(architecture)[kernel]["32-bit" if itemsize == 4 else "16-bit"]
+    widest = max(width, min(features, 256))
+    entry = next((e for e in entries if widest <= e["width"]), entries[-1])
+    return Configuration(
+        entry["M"], entry["N"], min(features, entry["features"]), entry["warps"], entry["stages"]
+    )

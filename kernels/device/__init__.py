@@ -1,0 +1,1 @@
+"""Device code: everything that Triton compiles. Imported when a kernel is first launched, never by `import glomo`."""

@@ -1,0 +1,422 @@
+"""The gradient kernels of relu2_attention and relu2_affinity in Triton: no atomics, one owner for every number.
+
+With g[t, j] = dP[t, j] - delta[t] + dZ[t] (Z[t] + eps), where dP = dout V^T (relu2_affinity: dP = dA), the score's gradient is
+ds = 2 r g / (Z + eps). A kernel over blocks of targets sums dquery and the gradient of a bias per target, one over blocks
+of sources dkey, dvalue and the gradient of a bias per source, and one over tiles the gradient of a full bias.
+
+delta[t] = sum_j A[t, j] dP[t, j]. The usual short cut <out, dout> is only as exact as the rounded out, which is far too
+little where dP and delta nearly cancel (a row with one source) and Z is small. So the first kernel starts from the short
+cut, sums in fp32 what is missing while it walks, and walks its rows once more where that changes them by more than a
+rounding of their own; the other kernels get the exact value.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .scores import bias_of_rows, rectified
+from .tiles import (
+    SMALLEST,
+    add_product,
+    at,
+    batch_index,
+    find_sequence,
+    in_units,
+    inverse_denominator,
+    kept,
+    load_rows,
+    load_tile,
+    product,
+    sequence_bounds,
+    store_rows,
+    store_tile,
+    tile_number,
+    walk_sources,
+    walk_targets,
+)
+
+
+@triton.jit
+def weight_gradients(
+    do,  # [M, F], the tile of dout where the value is no wider than F
+    dout,
+    dout_base,  # at the tile's first target
+    value,  # None: dout is the gradient of the affinity itself
+    value_base,
+    row,
+    column,
+    T,
+    S,
+    FEATURES: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    F: tl.constexpr,
+    CHECK: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """dP [M, N] or its transpose [N, M] in fp32, before dropout."""
+    if value is None:
+        base = dout_base + column.to(tl.int64) * dout.column
+        dp = load_tile(dout, base, T - row, S - column, M, N, True, True, WIDE).to(tl.float32)
+        return tl.trans(dp) if TRANSPOSED else dp
+    else:
+        base = value_base + column.to(tl.int64) * value.row
+        if FEATURES <= F:
+            v = load_tile(value, base, S - column, FEATURES, N, F, CHECK, FEATURES != F, WIDE)
+            if TRANSPOSED:
+                return product(v, tl.trans(do), None, PRECISION)
+            else:
+                return product(do, tl.trans(v), None, PRECISION)
+        else:
+            dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
+            for first in range(0, FEATURES, F):
+                left = FEATURES - first
+                v = load_tile(value, base + first * value.column, S - column, left, N, F, CHECK, True, WIDE)
+                d = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, True, True, WIDE)
+                if TRANSPOSED:
+                    dp = product(v, tl.trans(d), dp, PRECISION)
+                else:
+                    dp = product(d, tl.trans(v), dp, PRECISION)
+            return dp
+
+
+@triton.jit
+def targets_kernel(
+    query,
+    key,
+    value,
+    bias,
+    mask,
+    out,
+    dout,
+    normalizer,
+    dnormalizer,
+    shift,  # result: delta - dZ (Z + eps), fp32
+    dquery,  # result, or None
+    dbias,  # result per target in fp32, or None
+    lists,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seed,
+    lead,
+    T,
+    S,
+    sequences,
+    tiles,
+    diagonal,
+    scale,
+    eps,
+    threshold,
+    keep_scale,
+    WIDTH: tl.constexpr,
+    FEATURES: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    SCALED: tl.constexpr,
+    TOLERANCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One program: M targets of one batch-head."""
+    tile = tiles - 1 - tl.program_id(0) % tiles
+    n = tl.program_id(0) // tiles
+    i0, i1, i2 = batch_index(n, lead)
+    row0, column0 = tile * 0, tile * 0
+    if cu_seqlens_q is not None:
+        sequence, tile = find_sequence(cu_seqlens_q, sequences, tile, M)
+        row0, T = sequence_bounds(cu_seqlens_q, sequence, T)
+        column0, S = sequence_bounds(cu_seqlens_k, sequence, S)
+        n += sequence * lead[2]
+    row = tile * M
+    if (row < 0) | (row >= T):
+        return
+
+    q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+    key_base = at(key, i0, i1, i2, column0)
+    value_base = at(value, i0, i1, i2, column0) if value is not None else None
+    dout_base = at(dout, i0, i1, i2, row0 + row)
+    lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
+    bias_base = at(bias, i0, i1, i2, row0 + row) + column0 * bias.column if bias is not None else None
+    mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
+    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
+
+    z = load_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), T - row, M, WIDE)
+    dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, WIDE)
+    inverse = inverse_denominator(z, eps)
+    from_z = dz * (z + eps)
+    do = q  # not used, unless the value is narrow enough to keep its tile
+    delta = tl.zeros([M], tl.float32)
+    if out is not None:
+        out_base = at(out, i0, i1, i2, row0 + row)
+        CHECK_F: tl.constexpr = FEATURES % F != 0
+        if FEATURES <= F:
+            do = load_tile(dout, dout_base, T - row, FEATURES, M, F, True, CHECK_F, WIDE)
+            o = load_tile(out, out_base, T - row, FEATURES, M, F, True, CHECK_F, WIDE)
+            delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+        else:
+            for first in range(0, FEATURES, F):
+                d = load_tile(dout, dout_base + first * dout.column, T - row, FEATURES - first, M, F, True, CHECK_F, WIDE)
+                o = load_tile(out, out_base + first, T - row, FEATURES - first, M, F, True, CHECK_F, WIDE)
+                delta += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
+    g0 = delta - from_z
+
+    acc = tl.zeros([M, E], tl.float32)
+    unit = tl.full([M], SMALLEST, tl.float32)
+    sums = tl.zeros([M], tl.float32)
+    walks = 1
+    while walks > 0:
+        acc = tl.zeros([M, E], tl.float32)
+        unit = tl.full([M], SMALLEST, tl.float32)
+        sums = tl.zeros([M], tl.float32)
+        moment = tl.zeros([M], tl.float32)
+        spread = tl.zeros([M], tl.float32)
+        for PARTIAL in tl.static_range(2):
+            for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
+                j = tile_number(lists, lists_base, i)
+                column = j * N
+                k_base = key_base + column.to(tl.int64) * key.row
+                k = load_tile(key, k_base, S - column, WIDTH, N, E, PARTIAL, E != WIDTH, WIDE)
+                r = rectified(
+                    q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
+                    BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
+                )  # fmt: skip
+                dp = weight_gradients(
+                    do, dout, dout_base, value, value_base, row, column, T, S,
+                    FEATURES, M, N, F, PARTIAL, False, PRECISION, WIDE,
+                )  # fmt: skip
+                if seed is not None:
+                    keep = kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N)
+                    dp = tl.where(keep, dp * keep_scale, 0.0)
+                g = dp - g0[:, None]
+                ds = r * g
+                pg = r * ds
+                moment += tl.sum(pg, 1)
+                spread += tl.sum(tl.abs(pg), 1)
+                if dbias is not None:
+                    sums += tl.sum(ds, 1)
+                if dquery is not None:
+                    acc, unit = add_product(acc, unit, ds, k, SCALED, PRECISION)
+        correction = inverse * (moment - g0 * eps) - from_z
+        g0 += correction
+        walks = tl.where(walks == 1, tl.max((tl.abs(correction) > TOLERANCE * inverse * spread).to(tl.int32), 0) * 2, 0)
+    store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
+    if dquery is not None:
+        factor = in_units(inverse, unit, q.dtype, SCALED) * (2.0 * scale)
+        store_tile(dquery, at(dquery, i0, i1, i2, row0 + row), acc * factor[:, None], T - row, WIDTH, WIDE)
+    if dbias is not None:
+        store_rows(dbias, at(dbias, i0, i1, i2, row0 + row), 2.0 * inverse * sums, T - row)
+
+
+@triton.jit
+def sources_kernel(
+    query,
+    key,
+    value,
+    bias,
+    mask,
+    dout,
+    normalizer,
+    shift,
+    dkey,  # results, or None
+    dvalue,
+    dbias,  # result per source in fp32, or None
+    lists,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seed,
+    lead,
+    kept_lead,  # (d1, d2) of the batches that own a key or a value ...
+    repeats,  # ... and (d0, d1, d2) of those that share one: each program adds up over them
+    T,
+    S,
+    sequences,
+    tiles,
+    diagonal,
+    scale,
+    eps,
+    threshold,
+    keep_scale,
+    WIDTH: tl.constexpr,
+    FEATURES: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    SCALED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One program: N sources of one key head, and F columns of its value where dkey is not wanted."""
+    tile = tl.program_id(0) % tiles
+    owner = tl.program_id(0) // tiles % kept_lead[2]
+    features = tl.program_id(0) // tiles // kept_lead[2] * F
+    k0, k1, k2 = batch_index(owner, kept_lead)
+    row0, column0, first_n = tile * 0, tile * 0, tile * 0
+    if cu_seqlens_q is not None:
+        sequence, tile = find_sequence(cu_seqlens_k, sequences, tile, N)
+        row0, T = sequence_bounds(cu_seqlens_q, sequence, T)
+        column0, S = sequence_bounds(cu_seqlens_k, sequence, S)
+        first_n = sequence * lead[2]
+    column = tile * N
+    if (column < 0) | (column >= S):
+        return
+
+    SCORES: tl.constexpr = dkey is not None or dbias is not None
+    CHECK_F: tl.constexpr = FEATURES % F != 0
+    k = load_tile(key, at(key, k0, k1, k2, column0 + column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
+    dk = tl.zeros([N, E], tl.float32)
+    dv = tl.zeros([N, F], tl.float32)
+    sums = tl.zeros([N], tl.float32)
+    unit_k = tl.full([N], SMALLEST, tl.float32)
+    unit_v = tl.full([N], SMALLEST, tl.float32)
+    for repeat in range(repeats[0] * repeats[1] * repeats[2]):
+        r0, r1, r2 = batch_index(repeat, (repeats[1], repeats[2]))
+        i0, i1, i2 = k0 + r0, k1 + r1, k2 + r2
+        n = (i0 * lead[0] + i1) * lead[1] + i2 + first_n
+        query_base = at(query, i0, i1, i2, row0)
+        dout_base = at(dout, i0, i1, i2, row0) + features * dout.column
+        value_base = at(value, i0, i1, i2, column0) if value is not None else None
+        normalizer_base = at(normalizer, i0, i1, i2, row0)
+        shift_base = at(shift, i0, i1, i2, row0)
+        bias_start = at(bias, i0, i1, i2, row0) + column0 * bias.column if bias is not None else None
+        mask_start = at(mask, i0, i1, i2, row0) if mask is not None else None
+        lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
+        walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)
+        for PARTIAL in tl.static_range(2):
+            for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
+                row = tile_number(lists, lists_base, i) * M
+                first = row.to(tl.int64)
+                q = load_tile(query, query_base + first * query.row, T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+                bias_base = bias_start + first * bias.row if bias is not None else None
+                mask_base = mask_start + first * mask.row if mask is not None else None
+                bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
+                z = load_rows(normalizer, normalizer_base + first * normalizer.row, T - row, M, WIDE)
+                inverse = inverse_denominator(z, eps)
+                r = rectified(
+                    q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
+                    BIAS, MASK, CAUSAL, SCALE, PARTIAL, True, PRECISION, WIDE,
+                )  # fmt: skip
+                normalised = r * inverse[None, :]
+                do = q
+                if value is not None and FEATURES <= F or dvalue is not None:
+                    do_base = dout_base + first * dout.row
+                    do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, True, CHECK_F, WIDE)
+                if seed is not None:
+                    keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
+                if dvalue is not None:
+                    weights = r * normalised
+                    if seed is not None:
+                        weights = tl.where(keep, weights, 0.0)
+                    dv, unit_v = add_product(dv, unit_v, weights, do, SCALED, PRECISION)
+                if SCORES:
+                    dp = weight_gradients(
+                        do, dout, dout_base + first * dout.row, value, value_base, row, column, T, S,
+                        FEATURES, M, N, F, True, True, PRECISION, WIDE,
+                    )  # fmt: skip
+                    if seed is not None:
+                        dp = tl.where(keep, dp * keep_scale, 0.0)
+                    g0 = load_rows(shift, shift_base + first * shift.row, T - row, M, WIDE)
+                    ds = normalised * (dp - g0[None, :])
+                    if dbias is not None:
+                        sums += tl.sum(ds, 1)
+                    if dkey is not None:
+                        dk, unit_k = add_product(dk, unit_k, ds, q, SCALED, PRECISION)
+
+    left = S - column
+    if dkey is not None:
+        factor = in_units(tl.full([N], 2.0, tl.float32) * scale, unit_k, k.dtype, SCALED)
+        store_tile(dkey, at(dkey, k0, k1, k2, column0 + column), dk * factor[:, None], left, WIDTH, WIDE)
+    if dvalue is not None:
+        factor = in_units(tl.full([N], 1.0, tl.float32) * keep_scale, unit_v, k.dtype, SCALED)
+        base = at(dvalue, k0, k1, k2, column0 + column) + features
+        store_tile(dvalue, base, dv * factor[:, None], left, FEATURES - features, WIDE)
+    if dbias is not None:
+        store_rows(dbias, at(dbias, k0, k1, k2, column0 + column), 2.0 * sums, left)
+
+
+@triton.jit
+def pairs_kernel(
+    query,
+    key,
+    value,
+    bias,
+    mask,
+    dout,
+    normalizer,
+    shift,
+    dbias,  # result, every pair
+    seed,
+    lead,
+    kept_lead,
+    repeats,
+    T,
+    S,
+    tiles,
+    diagonal,
+    scale,
+    eps,
+    threshold,
+    keep_scale,
+    WIDTH: tl.constexpr,
+    FEATURES: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One program: a tile [M, N] of the gradient of a full bias, added up over the batches that share it."""
+    column = tl.program_id(0) % tiles * N
+    row_tiles = tl.cdiv(T, M)
+    row = tl.program_id(0) // tiles % row_tiles * M
+    k0, k1, k2 = batch_index(tl.program_id(0) // tiles // row_tiles, kept_lead)
+    first, left = row.to(tl.int64), T - row
+    total = tl.zeros([M, N], tl.float32)
+    visited = repeats[0] * repeats[1] * repeats[2]
+    if CAUSAL:
+        visited = tl.where(row + M - 1 + diagonal < column, 0, visited)
+    for repeat in range(visited):
+        r0, r1, r2 = batch_index(repeat, (repeats[1], repeats[2]))
+        i0, i1, i2 = k0 + r0, k1 + r1, k2 + r2
+        q = load_tile(query, at(query, i0, i1, i2, row), left, WIDTH, M, E, True, E != WIDTH, WIDE)
+        k = load_tile(key, at(key, i0, i1, i2, column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
+        mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
+        r = rectified(
+            q, k, bias, at(bias, i0, i1, i2, row), tl.zeros([M], tl.float32), mask, mask_base, row, column, T, S,
+            diagonal, scale, BIAS, MASK, CAUSAL, SCALE, True, False, PRECISION, WIDE,
+        )  # fmt: skip
+        dout_base = at(dout, i0, i1, i2, row)
+        value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
+        do = q
+        if value is not None and FEATURES <= F:
+            do = load_tile(dout, dout_base, left, FEATURES, M, F, True, FEATURES != F, WIDE)
+        dp = weight_gradients(
+            do, dout, dout_base, value, value_base, row, column, T, S,
+            FEATURES, M, N, F, True, False, PRECISION, WIDE,
+        )  # fmt: skip
+        if seed is not None:
+            n = (i0 * lead[0] + i1) * lead[1] + i2
+            dp = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N), dp * keep_scale, 0.0)
+        z = load_rows(normalizer, at(normalizer, i0, i1, i2, row), left, M, WIDE)
+        g0 = load_rows(shift, at(shift, i0, i1, i2, row), left, M, WIDE)
+        total += r * inverse_denominator(z, eps)[:, None] * (dp - g0[:, None])
+    store_tile(dbias, at(dbias, k0, k1, k2, row) + column, 2.0 * total, left, S - column, WIDE)

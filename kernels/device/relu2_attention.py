@@ -1,0 +1,126 @@
+"""relu2_attention in Triton: the forward kernel, and the op over the shared gradient kernels.
+
+One pass over the sources: acc += r² V and Z += sum r², no row maximum, no exponential; out = acc / (Z + eps).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .scores import bias_of_rows, rectified
+from .tiles import (
+    SMALLEST,
+    add_product,
+    at,
+    batch_index,
+    find_sequence,
+    in_units,
+    inverse_denominator,
+    kept,
+    load_tile,
+    mark_tile,
+    sequence_bounds,
+    store_rows,
+    store_tile,
+    tile_number,
+    walk_sources,
+)
+
+
+@triton.jit
+def forward_kernel(
+    query,
+    key,
+    value,
+    bias,
+    mask,
+    out,
+    normalizer,
+    active,
+    lists,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    seed,
+    lead,
+    T,
+    S,
+    sequences,
+    tiles,
+    diagonal,
+    scale,
+    eps,
+    threshold,
+    keep_scale,
+    WIDTH: tl.constexpr,
+    FEATURES: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    E: tl.constexpr,
+    F: tl.constexpr,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    SCALED: tl.constexpr,
+    FLAG_ROWS: tl.constexpr,
+    FLAG_COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """One program: M targets of one batch-head times F of the value's columns."""
+    tile = tiles - 1 - tl.program_id(0) % tiles  # the longest causal rows first
+    n = tl.program_id(0) // tiles % lead[2]
+    features = tl.program_id(0) // tiles // lead[2] * F
+    i0, i1, i2 = batch_index(n, lead)
+    row0, column0 = tile * 0, tile * 0
+    if cu_seqlens_q is not None:
+        sequence, tile = find_sequence(cu_seqlens_q, sequences, tile, M)
+        row0, T = sequence_bounds(cu_seqlens_q, sequence, T)
+        column0, S = sequence_bounds(cu_seqlens_k, sequence, S)
+        n += sequence * lead[2]
+    row = tile * M
+    if (row < 0) | (row >= T):
+        return
+
+    q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+    key_base = at(key, i0, i1, i2, column0)
+    value_base = at(value, i0, i1, i2, column0) + features * value.column
+    lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
+    bias_base = at(bias, i0, i1, i2, row0 + row) + column0 * bias.column if bias is not None else None
+    mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
+    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
+
+    acc = tl.zeros([M, F], tl.float32)
+    z = tl.zeros([M], tl.float32)
+    unit = tl.full([M], SMALLEST, tl.float32)
+    for PARTIAL in tl.static_range(2):
+        for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
+            j = tile_number(lists, lists_base, i)
+            column = (j * N).to(tl.int64)
+            k = load_tile(key, key_base + column * key.row, S - j * N, WIDTH, N, E, PARTIAL, E != WIDTH, WIDE)
+            r = rectified(
+                q, k, bias, bias_base, bias_rows, mask, mask_base, row, j * N, T, S, diagonal, scale,
+                BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
+            )  # fmt: skip
+            p = r * r
+            added = tl.sum(p, 1)
+            z += added
+            v = load_tile(
+                value, value_base + column * value.row, S - j * N, FEATURES - features,
+                N, F, PARTIAL, FEATURES % F != 0, WIDE,
+            )  # fmt: skip
+            if seed is not None:
+                p = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), j * N, threshold, N), p, 0.0)
+            if active is None:
+                acc, unit = add_product(acc, unit, p, v, SCALED, PRECISION)
+            elif tl.sum(added, 0) != 0.0:
+                acc, unit = add_product(acc, unit, p, v, SCALED, PRECISION)
+                mark_tile(active, i0, i1, i2, tile, j, 2 - PARTIAL, FLAG_ROWS, FLAG_COLUMNS)
+
+    factor = in_units(inverse_denominator(z, eps), unit, q.dtype, SCALED) * keep_scale
+    out_base = at(out, i0, i1, i2, row0 + row) + features
+    store_tile(out, out_base, acc * factor[:, None], T - row, FEATURES - features, WIDE)
+    if features == 0:
+        store_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), z, T - row)

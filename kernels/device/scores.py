@@ -1,0 +1,85 @@
+"""Scores of the ReLU² ops in Triton: r = relu(scale <q, k> + bias) on allowed pairs, tile by tile, in both orientations.
+
+A bias comes as one of the kinds "none", "scalar" (one number a batch-head), "row" (a number a target), "column" (a number
+a source), "full"; a mask as "none", "column", "full". What a kind needs once is loaded outside the walk over the tiles.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import load_rows, load_tile, product
+
+
+@triton.jit
+def rectified(
+    query,  # [M, E]
+    key,  # [N, E]
+    bias,
+    bias_base,  # at the tile's first target
+    bias_rows,  # [M] for the kinds "scalar" and "row"
+    mask,
+    mask_base,
+    row,  # the tile's first target and source
+    column,
+    num_rows,  # T and S
+    num_columns,
+    diagonal,
+    scale,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """r [M, N], or its transpose [N, M]. Only PARTIAL tiles look at the mask, the diagonal and the last source."""
+    M: tl.constexpr = query.shape[0]
+    N: tl.constexpr = key.shape[0]
+    if TRANSPOSED:
+        s = product(key, tl.trans(query), None, PRECISION)
+    else:
+        s = product(query, tl.trans(key), None, PRECISION)
+    if SCALE:
+        s = s * scale
+    if BIAS == "scalar" or BIAS == "row":
+        s = s + (bias_rows[None, :] if TRANSPOSED else bias_rows[:, None])
+    elif BIAS == "column":
+        columns = tl.arange(0, N)
+        b = tl.load(bias_base + (column + columns).to(tl.int64) * bias.column, columns < num_columns - column, other=0.0).to(tl.float32)
+        s = s + (b[:, None] if TRANSPOSED else b[None, :])
+    elif BIAS == "full":
+        base = bias_base + column.to(tl.int64) * bias.column
+        b = load_tile(bias, base, num_rows - row, num_columns - column, M, N, True, True, WIDE).to(tl.float32)
+        s = s + (tl.trans(b) if TRANSPOSED else b)
+    r = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if PARTIAL:
+        j, t = column + tl.arange(0, N), row + tl.arange(0, M)
+        j, t = (j[:, None], t[None, :]) if TRANSPOSED else (j[None, :], t[:, None])
+        allowed = (j < num_columns) & (t < num_rows)
+        if CAUSAL:
+            allowed = allowed & (j <= t + diagonal)
+        if MASK == "column":
+            columns = tl.arange(0, N)
+            m = tl.load(mask_base + (column + columns).to(tl.int64) * mask.column, columns < num_columns - column, other=0) != 0
+            allowed = allowed & (m[:, None] if TRANSPOSED else m[None, :])
+        elif MASK == "full":
+            base = mask_base + column.to(tl.int64) * mask.column
+            m = load_tile(mask, base, num_rows - row, num_columns - column, M, N, True, True, WIDE) != 0
+            allowed = allowed & (tl.trans(m) if TRANSPOSED else m)
+        r = tl.where(allowed, r, 0.0)
+    return r
+
+
+@triton.jit
+def bias_of_rows(bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
+    """[M] for the kinds "scalar" and "row", and a placeholder for the others."""
+    if BIAS == "row":
+        return load_rows(bias, base, num_rows, M, WIDE)
+    elif BIAS == "scalar":
+        return tl.load(base).to(tl.float32) + tl.zeros([M], tl.float32)
+    else:
+        return tl.zeros([M], tl.float32)

@@ -1,0 +1,157 @@
+"""The host's side of the Triton kernels: tensors as operands with three leading dimensions, and one launch as data.
+
+Nothing here imports Triton, so that `import glomo` stays light and works where Triton is missing. A `Launch` holds all that
+a kernel gets: it is run on a GPU (or by Triton's interpreter), and compiled offline by `bench.codegen`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .configurations import Configuration
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Triton reads this variable when a kernel is defined; then kernels run on the CPU, on CPU tensors."""
+
+Strides = tuple[int, ...]
+
+
+class Operand(NamedTuple):
+    """A tensor (d0, d1, d2, rows, columns) as kernels see it; a stride of 0 broadcasts. Row statistics have no columns."""
+
+    pointer: Tensor
+    batch: tuple[int, int, int]
+    row: int
+    column: int = 0
+
+
+class Launch(NamedTuple):
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    configuration: Configuration
+
+    def run(self) -> None:
+        if self.programs:
+            self.kernel[(self.programs,)](
+                **self.arguments,
+                **self.constants,
+                num_warps=self.configuration.warps,
+                num_stages=self.configuration.stages,
+            )
+
+
+def lead_strides(t: Tensor, lead: torch.Size, tail: int) -> Strides:
+    """The strides of t's leading dimensions, aligned with lead; 0 where it broadcasts."""
+    missing = len(lead) - (t.dim() - tail)
+    return (0,) * missing + tuple(0 if t.size(d) == 1 else t.stride(d) for d in range(t.dim() - tail))
+
+
+def owned(t: Tensor, lead: torch.Size, tail: int) -> Strides:
+    """A nonzero mark for every leading dimension of more than one element in which t does not broadcast: those of a
+    zero-stride view count, for its gradient has a number for each of its elements."""
+    sizes = (1,) * (len(lead) - (t.dim() - tail)) + tuple(t.shape[: t.dim() - tail])
+    marks, step = [], 1
+    for size in reversed(sizes):
+        marks.append(0 if size == 1 else step)
+        step *= size
+    return tuple(reversed(marks))
+
+
+class TooManyDimensions(Exception):
+    """The leading dimensions do not collapse to three."""
+
+
+class Lead:
+    """The leading dimensions of a call, collapsed to three: neighbours that are one walk through memory for every tensor
+    become one dimension."""
+
+    def __init__(self, lead: torch.Size, tensors: Sequence[tuple[Tensor, int]]) -> None:
+        self.lead = lead
+        marks = [owned(t, lead, tail) for t, tail in tensors]
+        vectors = marks + [lead_strides(t, lead, tail) for t, tail in tensors]
+        self.groups: list[list[int]] = []  # of dimension numbers, outermost first
+        for d in reversed(range(len(lead))):
+            if lead[d] == 1:
+                continue
+            if self.groups:
+                group = self.groups[0]
+                size = math.prod(lead[i] for i in group)
+                if all(v[d] == v[group[-1]] * size for v in vectors):
+                    group.insert(0, d)
+                    continue
+            self.groups.insert(0, [d])
+        if len(self.groups) > 3:
+            raise TooManyDimensions
+        self.groups = [[]] * (3 - len(self.groups)) + self.groups
+        self.sizes = tuple(math.prod(lead[i] for i in group) for group in self.groups)
+        self.count = math.prod(self.sizes)
+
+    def operand(self, t: Tensor, tail: int = 2) -> Operand:
+        strides = lead_strides(t, self.lead, tail)
+        batch = tuple(strides[group[-1]] if group else 0 for group in self.groups)
+        row = t.stride(-tail) if t.size(-tail) != 1 else 0
+        column = 0 if tail == 1 else t.stride(-1) if t.size(-1) != 1 else 0
+        return Operand(t, batch, row, column)  # type: ignore[arg-type]
+
+    def optional(self, t: Tensor | None, tail: int = 2) -> Operand | None:
+        return None if t is None else self.operand(t, tail)
+
+    def owns(self, t: Tensor | None, tail: int = 2) -> tuple[bool, ...]:
+        """For each of the three dimensions, whether t has its own rows there."""
+        if t is None:
+            return (False,) * 3
+        marks = owned(t, self.lead, tail)
+        return tuple(bool(group) and marks[group[-1]] != 0 for group in self.groups)
+
+    def sum_to(self, buffer: Tensor, t: Tensor, kept: tuple[bool, ...], tail: int = 2) -> Tensor:
+        """A gradient buffer (k0, k1, k2, *tail), whole in the kept dimensions, as t's gradient."""
+        extra = [d for d, (k, own) in enumerate(zip(kept, self.owns(t, tail), strict=True)) if k and not own]
+        extra += [d - tail for d in range(tail) if t.size(d - tail) == 1 and buffer.size(d - tail) != 1]
+        if extra:
+            buffer = buffer.sum(extra, dtype=torch.float32)
+        return buffer.reshape(t.shape).to(t.dtype)
+
+
+def is_wide(operands: Sequence[Operand | None], rows: int, columns: int) -> bool:
+    """Whether an offset within a tile may need more than 32 bits."""
+    return any(abs(x.row) * rows + abs(x.column) * columns >= 2**31 for x in operands if x is not None)
+
+
+def kind_of(t: Tensor | None, scalars: bool) -> str:
+    """How a bias or a mask varies over a tile: "none", "scalar", "row", "column" or "full"."""
+    if t is None:
+        return "none"
+    rows, columns = t.size(-2) != 1, t.size(-1) != 1
+    if rows and columns:
+        return "full"
+    if not scalars:
+        return "full" if rows else "column"
+    return "row" if rows else "column" if columns else "scalar"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """fp32 products follow torch.get_float32_matmul_precision(); the others have one way only."""
+    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if full else "tf32"
+
+
+def block(size: int) -> int:
+    """The power of two that holds size, 16 at least."""
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+def expand_all(lead: torch.Size, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Contiguous copies with every leading dimension whole: the slow way for what does not collapse to three."""
+    return [None if t is None else t.expand(*lead, *t.shape[-2:]).contiguous() for t in tensors]
+
+
+def at_least_2d(t: Tensor | None) -> Tensor | None:
+    return t if t is None or t.dim() >= 2 else t[(None,) * (2 - t.dim())]

@@ -1,0 +1,110 @@
+"""relu2_affinity on Triton, the host's side: outputs, operands and the launch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..configurations import architecture, configuration
+from ..launch import (
+    Launch,
+    Lead,
+    TooManyDimensions,
+    at_least_2d,
+    block,
+    expand_all,
+    is_wide,
+    kind_of,
+    precision,
+)
+from ..triton_backward import score_gradients
+
+
+def relu2_affinity_forward(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """(A, Z)."""
+    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    affinity = query.new_empty(*lead, query.size(-2), key.size(-2))
+    normalizer = torch.empty(affinity.shape[:-1], dtype=torch.float32, device=query.device)
+    inputs = [query, key, at_least_2d(bias), at_least_2d(attn_mask)]
+    try:
+        _launch(lead, inputs, affinity, normalizer, diagonal, scale, eps).run()
+    except TooManyDimensions:
+        _launch(lead, expand_all(lead, inputs), affinity, normalizer, diagonal, scale, eps).run()
+    return affinity, normalizer
+
+
+def relu2_affinity_backward(
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    *,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key and bias."""
+    dquery, dkey, _, dbias = score_gradients(
+        *grad_outputs, *outputs, query.new_empty(0), query, key, None, bias, attn_mask, None, None, None,
+        0.0, diagonal, scale, eps, [needs[0], needs[1], False, needs[2]],
+    )  # fmt: skip
+    return [dquery, dkey, dbias]
+
+
+def _launch(
+    lead: torch.Size,
+    inputs: list[Tensor | None],
+    affinity: Tensor,
+    normalizer: Tensor,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+) -> Launch:
+    from ..device.relu2_affinity import affinity_kernel
+
+    query, key, bias, attn_mask = inputs
+    assert query is not None and key is not None
+    batches = Lead(lead, [*((t, 2) for t in (*inputs, affinity) if t is not None), (normalizer, 1)])
+    width = block(query.size(-1))
+    tile = configuration("relu2_affinity", architecture(query.device), query.itemsize, width, 16)
+    views = [batches.optional(t) for t in (*inputs, affinity)]
+    tiles = (query.size(-2) + tile.M - 1) // tile.M
+    return Launch(
+        affinity_kernel,
+        tiles * batches.count,
+        dict(
+            zip(("query", "key", "bias", "mask", "affinity"), views, strict=True),
+            normalizer=batches.operand(normalizer, 1),
+            lead=(*batches.sizes[1:], batches.count),
+            T=query.size(-2),
+            S=key.size(-2),
+            tiles=tiles,
+            diagonal=diagonal or 0,
+            scale=scale,
+            eps=eps,
+        ),
+        dict(
+            WIDTH=query.size(-1),
+            M=tile.M,
+            N=tile.N,
+            E=width,
+            BIAS=kind_of(bias, scalars=True),
+            MASK=kind_of(attn_mask, scalars=False),
+            CAUSAL=diagonal is not None,
+            SCALE=scale != 1.0,
+            PRECISION=precision(query.dtype),
+            WIDE=is_wide(views, max(tile.M, tile.N), max(width, tile.N)),
+        ),
+        tile,
+    )

@@ -1,0 +1,322 @@
+"""The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention and relu2_affinity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .configurations import Configuration, architecture, configuration
+from .launch import (
+    Launch,
+    Lead,
+    Operand,
+    TooManyDimensions,
+    at_least_2d,
+    block,
+    expand_all,
+    is_wide,
+    kind_of,
+    precision,
+)
+from .triton_lists import mask_states, tile_lists, transposed
+
+_TOLERANCE = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2.0**-24}
+"""A rounding: rows whose gradients a more exact delta changes by more are walked again."""
+
+
+def score_gradients(
+    dout: Tensor,
+    dnormalizer: Tensor,
+    out: Tensor,
+    normalizer: Tensor,
+    active: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key, value and bias, empty where `needs` says that none is needed.
+
+    Without a value, out is the affinity and dout its gradient; packed batches come as views (..., total, D).
+    """
+    lead = normalizer.shape[:-1]
+    inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
+    try:
+        call = _Call(lead, dout, dnormalizer, out, normalizer, active, inputs, cu_seqlens_q, cu_seqlens_k)
+    except TooManyDimensions:
+        wide = expand_all(lead, inputs)
+        call = _Call(lead, dout.contiguous(), dnormalizer, out, normalizer, active, wide, cu_seqlens_q, cu_seqlens_k)
+    call.options = dict(
+        seed=seed,
+        diagonal=diagonal or 0,
+        scale=scale,
+        eps=eps,
+        threshold=round(dropout_p * 2**32),
+        keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
+    )
+    call.diagonal = diagonal
+    need_query, need_key, need_value, need_bias = needs
+    kind = kind_of(inputs[3], scalars=True) if need_bias else "none"
+    shift, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
+    dkey, dvalue, column_sums = call.sources(shift, need_key, need_value, kind == "column")
+    dbias = row_sums if row_sums is not None else column_sums
+    if kind == "full":
+        dbias = call.pairs(shift)
+    gradients = [dquery, dkey, dvalue, dbias]
+    return [
+        query.new_empty(0) if g is None or t is None else g if g.shape == t.shape else g.sum_to_size(t.shape)
+        for g, t in zip(gradients, (query, key, value, bias), strict=True)
+    ]
+
+
+class _Call:
+    """One backward pass: the operands that its kernels share."""
+
+    options: dict[str, Any]
+    diagonal: int | None
+
+    def __init__(
+        self,
+        lead: torch.Size,
+        dout: Tensor,
+        dnormalizer: Tensor,
+        out: Tensor,
+        normalizer: Tensor,
+        active: Tensor,
+        inputs: list[Tensor | None],
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+    ) -> None:
+        query, key, value, bias, mask = inputs
+        assert query is not None and key is not None
+        self.query, self.key, self.value, self.bias, self.mask = query, key, value, bias, mask
+        whole = [(t, 2) for t in (*inputs, dout, out) if t is not None]
+        self.batches = Lead(lead, [*whole, (normalizer, 1), (dnormalizer, 1)])
+        b = self.batches
+        self.T, self.S = query.size(-2), key.size(-2)
+        self.packed = cu_seqlens_q is not None
+        self.sequences = 0 if cu_seqlens_q is None else cu_seqlens_q.size(0) - 1
+        self.operands = dict(
+            query=b.operand(query),
+            key=b.operand(key),
+            value=b.optional(value),
+            bias=b.optional(bias),
+            mask=b.optional(mask),
+            dout=b.operand(dout),
+            normalizer=b.operand(normalizer, 1),
+        )
+        self.out = b.optional(out if value is not None else None)
+        self.dnormalizer = b.operand(dnormalizer, 1)
+        self.sequence_ends = dict(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+        self.active = active
+        self.states: Operand | None = None
+
+    def _lists(self, tile: Configuration, over_targets: bool) -> Operand | None:
+        """Tiles to visit, from the active blocks that the forward pass found or else from the mask."""
+        if self.states is None:
+            if self.active.numel():
+                flags = self.active.view(*self.batches.sizes, *self.active.shape[-2:])
+                self.states = Operand(flags, flags.stride()[:3], flags.stride(3), flags.stride(4))
+            elif self.mask is not None and self.value is not None:
+                self.states = mask_states(self.batches, self.mask, self.T, self.S, self.diagonal)
+            else:
+                return None
+        if over_targets:
+            return tile_lists(transposed(self.states), self.S, self.T, tile.N, tile.M)
+        return tile_lists(self.states, self.T, self.S, tile.M, tile.N)
+
+    def _empty(self, kept: tuple[bool, ...], *tail: int, dtype: torch.dtype) -> Tensor:
+        """A result (k0, k1, k2, *tail), in memory with the rows first where the batch is packed."""
+        sizes = [n if k else 1 for n, k in zip(self.batches.sizes, kept, strict=True)]
+        device = self.query.device
+        if self.packed:
+            return torch.empty(tail[0], *sizes, *tail[1:], dtype=dtype, device=device).movedim(0, 3)
+        return torch.empty(*sizes, *tail, dtype=dtype, device=device)
+
+    def _operand(self, t: Tensor | None) -> Operand | None:
+        """Of a result (k0, k1, k2, rows, columns) or (k0, k1, k2, rows)."""
+        if t is None:
+            return None
+        s = t.stride()
+        return Operand(t, s[:3], s[3], s[4] if t.dim() == 5 else 0)  # type: ignore[arg-type]
+
+    def _finish(self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], tail: int = 2) -> Tensor | None:
+        return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, tail)
+
+    def _dtype(self, t: Tensor, kept: tuple[bool, ...]) -> torch.dtype:
+        """fp32 where a sum follows."""
+        return t.dtype if self.batches.owns(t) == kept else torch.float32
+
+    def _configuration(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
+        width = block(self.query.size(-1))
+        features = 16 if self.value is None else block(self.value.size(-1))
+        tile = configuration(kernel, architecture(self.query.device), self.query.itemsize, width, features)
+        views = [*self.operands.values(), self.out]
+        constants = dict(
+            WIDTH=self.query.size(-1),
+            FEATURES=16 if self.value is None else self.value.size(-1),
+            M=tile.M,
+            N=tile.N,
+            E=width,
+            F=tile.features,
+            BIAS=kind_of(self.bias, scalars=True),
+            MASK=kind_of(self.mask, scalars=False),
+            CAUSAL=self.diagonal is not None,
+            SCALE=self.options["scale"] != 1.0,
+            PRECISION=precision(self.query.dtype),
+            WIDE=is_wide(views, max(tile.M, tile.N), max(width, tile.features, tile.N)),
+        )
+        return tile, constants
+
+    def targets(self, need_query: bool, need_rows: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(shift, dquery, dbias per target)."""
+        from .device.gradients import targets_kernel
+
+        tile, constants = self._configuration("targets")
+        everywhere = tuple(True for _ in self.batches.sizes)
+        shift = self._empty(everywhere, self.T, dtype=torch.float32)
+        dquery = row_sums = None
+        if need_query:
+            dquery = self._empty(everywhere, self.T, self.query.size(-1), dtype=self._dtype(self.query, everywhere))
+        if need_rows:
+            row_sums = self._empty(everywhere, self.T, dtype=torch.float32)
+        tiles = (self.T + tile.M - 1) // tile.M if not self.packed else self.T // tile.M + self.sequences
+        Launch(
+            targets_kernel,
+            tiles * self.batches.count,
+            dict(
+                **self.operands,
+                out=self.out,
+                dnormalizer=self.dnormalizer,
+                shift=self._operand(shift),
+                dquery=self._operand(dquery),
+                dbias=self._operand(row_sums),
+                lists=self._lists(tile, over_targets=False),
+                lead=(*self.batches.sizes[1:], self.batches.count),
+                T=self.T,
+                S=self.S,
+                sequences=self.sequences,
+                tiles=tiles,
+                **self.sequence_ends,
+                **self.options,
+            ),
+            dict(
+                **constants,
+                SCALED=self.query.dtype != torch.bfloat16,
+                TOLERANCE=_TOLERANCE[self.query.dtype],
+            ),
+            tile,
+        ).run()
+        if row_sums is not None:
+            row_sums = self._finish(row_sums[..., None], self.bias, everywhere)
+        return shift, self._finish(dquery, self.query, everywhere), row_sums
+
+    def sources(
+        self, shift: Tensor, need_key: bool, need_value: bool, need_columns: bool
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(dkey, dvalue, dbias per source)."""
+        tile, constants = self._configuration("sources")
+        owners = [self.key, self.value, self.bias if need_columns else None]
+        kept = tuple(any(flags) for flags in zip(*(self.batches.owns(t) for t in owners), strict=True))
+        dkey = dvalue = column_sums = None
+        if need_key:
+            dkey = self._empty(kept, self.S, self.key.size(-1), dtype=self._dtype(self.key, kept))
+        if need_value and self.value is not None:
+            dvalue = self._empty(kept, self.S, self.value.size(-1), dtype=self._dtype(self.value, kept))
+        if need_columns:
+            column_sums = self._empty(kept, self.S, dtype=torch.float32)
+        launch = (tile, constants, kept, shift)
+        narrow = self.value is None or self.value.size(-1) <= tile.features
+        if narrow and (dkey is not None or column_sums is not None or dvalue is not None):
+            self._sources(*launch, dkey, dvalue, column_sums, 1)
+        elif not narrow:
+            if dkey is not None or column_sums is not None:
+                self._sources(*launch, dkey, None, column_sums, 1)
+            if dvalue is not None and self.value is not None:
+                chunks = (self.value.size(-1) + tile.features - 1) // tile.features
+                self._sources(*launch, None, dvalue, None, chunks)
+        sums = None if column_sums is None else self._finish(column_sums[..., None, :], self.bias, kept)
+        return self._finish(dkey, self.key, kept), self._finish(dvalue, self.value, kept), sums
+
+    def _sources(
+        self,
+        tile: Configuration,
+        constants: dict[str, Any],
+        kept: tuple[bool, ...],
+        shift: Tensor,
+        dkey: Tensor | None,
+        dvalue: Tensor | None,
+        column_sums: Tensor | None,
+        chunks: int,
+    ) -> None:
+        from .device.gradients import sources_kernel
+
+        owned = [n if k else 1 for n, k in zip(self.batches.sizes, kept, strict=True)]
+        repeats = tuple(1 if k else n for n, k in zip(self.batches.sizes, kept, strict=True))
+        owners = owned[0] * owned[1] * owned[2]
+        tiles = (self.S + tile.N - 1) // tile.N if not self.packed else self.S // tile.N + self.sequences
+        Launch(
+            sources_kernel,
+            tiles * owners * chunks,
+            dict(
+                **self.operands,
+                shift=self._operand(shift),
+                dkey=self._operand(dkey),
+                dvalue=self._operand(dvalue),
+                dbias=self._operand(column_sums),
+                lists=self._lists(tile, over_targets=True),
+                lead=(*self.batches.sizes[1:], self.batches.count),
+                kept_lead=(*owned[1:], owners),
+                repeats=repeats,
+                T=self.T,
+                S=self.S,
+                sequences=self.sequences,
+                tiles=tiles,
+                **self.sequence_ends,
+                **self.options,
+            ),
+            dict(**constants, SCALED=self.query.dtype != torch.bfloat16),
+            tile,
+        ).run()
+
+    def pairs(self, shift: Tensor) -> Tensor | None:
+        """dbias for every pair."""
+        from .device.gradients import pairs_kernel
+
+        assert self.bias is not None
+        tile, constants = self._configuration("pairs")
+        kept = self.batches.owns(self.bias)
+        dbias = self._empty(kept, self.T, self.S, dtype=self.bias.dtype)
+        owned = [n if k else 1 for n, k in zip(self.batches.sizes, kept, strict=True)]
+        repeats = tuple(1 if k else n for n, k in zip(self.batches.sizes, kept, strict=True))
+        rows, columns = (self.T + tile.M - 1) // tile.M, (self.S + tile.N - 1) // tile.N
+        Launch(
+            pairs_kernel,
+            rows * columns * owned[0] * owned[1] * owned[2],
+            dict(
+                **self.operands,
+                shift=self._operand(shift),
+                dbias=self._operand(dbias),
+                lead=(*self.batches.sizes[1:], self.batches.count),
+                kept_lead=(*owned[1:], owned[0] * owned[1] * owned[2]),
+                repeats=repeats,
+                T=self.T,
+                S=self.S,
+                tiles=columns,
+                **self.options,
+            ),
+            constants,
+            tile,
+        ).run()
+        return self._finish(dbias, self.bias, kept)
