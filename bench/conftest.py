@@ -137,15 +137,17 @@ def pytest_report_teststatus(report):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """The table of the cases of this grid, from the file: what was measured now and what stood there."""
+    """The table of the cases of this grid, from the file: what was measured now and what stood there. `--save` takes
+    the other grids too that stand there, of the same sources."""
     session = config.stash[SESSION]
     ids = {case.id for case in session.cases}
-    rows = [r for r in results.read(session.out) if r["group"] in ids and results.same_circumstances(r, session.now)]
+    everything = [r for r in results.read(session.out) if results.same_circumstances(r, session.now)]
+    rows = [r for r in everything if r["group"] in ids]
     if not rows:
         return
     terminalreporter.write_line(f"\n{table(rows)}\n\n{summary(rows)}\n")
     if config.getoption("save"):
-        for path in save(rows, results.ROOT / "bench" / "results"):
+        for path in save(everything, results.ROOT / "bench" / "results"):
             terminalreporter.write_line(f"wrote {path.relative_to(results.ROOT)}")
 
 

@@ -21,7 +21,7 @@ def over_length(rows: Sequence[Row]) -> Panels:
     for r in filter(lambda r: r["stats"] and not info(r, "clusters"), rows):
         tokens = info(r, "shape").split()
         batch, rest = int(tokens[0][1:]), [t for t in tokens[1:] if t != f"T{info(r, 'length')}"]
-        for size in (f"B {batch}", f"B T {batch * info(r, 'length')}"):
+        for size in (f"B {batch}", f"B·T {batch * info(r, 'length')}"):
             title = "\n".join([f"{info(r, 'op')}, {info(r, 'direction')}", " ".join([info(r, "dtype"), size, *rest])])
             panels[title][label(r)][info(r, "length")] = r
     return _with_two_points(panels)
@@ -49,7 +49,7 @@ def draw(rows: Sequence[Row], folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {
         "speed": (over_length(rows), "GFLOP/s", lambda r: flops_per_second(r) / 1e9, "T"),
-        "memory": (over_length(rows), "peak memory, MB", lambda r: (info(r, "peak_memory") or 0) / 1e6, "T"),
+        "memory": (over_length(rows), "peak memory, MB", lambda r: (info(r, "peak_memory") or float("nan")) / 1e6, "T"),
         "sparsity": (over_sparsity(rows), "ms", lambda r: 1e3 * r["stats"]["median"], "share of empty tiles"),
     }
     files = []
@@ -68,21 +68,26 @@ def _lines(panels: Panels, path: Path, x_label: str, y_label: str, y: Callable[[
     columns = min(3, len(panels))
     height = -(-len(panels) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(4.6 * columns, 3.4 * height), squeeze=False)
-    names = list(dict.fromkeys(line for lines in panels.values() for line in lines))
-    colors = {line: f"C{i % 10}" for i, line in enumerate(names)}
+    peers = dict.fromkeys(
+        info(r, "peer") for lines in panels.values() for line in lines.values() for r in line.values()
+    )
+    colors = {peer: f"C{i % 10}" for i, peer in enumerate(peers)}
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for line, points in lines.items():
             xs = sorted(points)
             style: dict[str, Any] = {"linewidth": 2.4 if line.startswith(OURS) else 1.1, "marker": "o", "markersize": 3}
-            axis.plot(xs, [y(points[x]) for x in xs], label=line, color=colors[line], **style)
+            color = colors[info(points[xs[0]], "peer")]
+            axis.plot(xs, [y(points[x]) for x in xs], label=line, color=color, **style)
         axis.set_title(title, fontsize=8)
         axis.set_xlabel(x_label, fontsize=8)
         axis.set_ylabel(y_label, fontsize=8)
         axis.tick_params(labelsize=7)
         if x_label == "T":
             axis.set_xscale("log", base=2)
-        if y_label != "GFLOP/s":
-            axis.set_yscale("symlog" if "memory" in y_label else "log")
+        if "memory" in y_label:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6)
     for axis in list(axes.flat)[len(panels) :]:
@@ -109,7 +114,7 @@ def _bars(rows: Sequence[Row], path: Path) -> None:
     axis.barh([p + 0.2 for p in places], eager_ratios, 0.4, label="eager / ours", color="0.7")
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_yticks(list(places), names, fontsize=7)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlabel("time of the peer / time of ours (above 1: ours is faster)", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     axis.legend(fontsize=7)
