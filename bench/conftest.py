@@ -152,5 +152,5 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture
-def bench_session(request) -> Session:
+def bench_session(request: pytest.FixtureRequest) -> Session:
     return request.config.stash[SESSION]

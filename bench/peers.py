@@ -108,7 +108,7 @@ def reassociated(problem: Problem) -> Call:
     return call
 
 
-def padded(attend: Call) -> Build:
+def padded(attend: Callable[..., Any]) -> Build:
     """A packed batch as a padded one: what a model without varlen does. Causal only: the padding stands at the end, so
     no real target reads it, and no mask is needed."""
 
@@ -152,7 +152,7 @@ def varlen_flash(problem: Problem) -> Call:
     # how causality is said has changed between versions of PyTorch
     old = "is_causal" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"is_causal": True} if old else {"window_size": (-1, 0)}
-    run: Call = varlen_attn
+    run: Any = varlen_attn
     return lambda query, key, value, cu: run(query, key, value, cu, cu, longest, longest, **causal)
 
 
