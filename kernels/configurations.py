@@ -12,6 +12,7 @@ from importlib import resources
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Configuration(NamedTuple):
@@ -40,12 +41,19 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def block(size: int) -> int:
+    """The power of two that holds size, 16 at least."""
+    return max(16, 1 << max(size - 1, 0).bit_length())
+
+
+def configuration(kernel: str, query: Tensor, features: int) -> Configuration:
+    """The tile shape of a kernel for this query and a value of so many columns."""
+    return _entry(kernel, architecture(query.device), query.dtype.itemsize, block(query.size(-1)), block(features))
+
+
 @functools.lru_cache(maxsize=4096)
-def configuration(kernel: str, architecture: str, itemsize: int, width: int, features: int) -> Configuration:
-    """The entry for a kernel and the widths of query and value (as the powers of two that hold them)."""
+def _entry(kernel: str, architecture: str, itemsize: int, width: int, features: int) -> Configuration:
     entries = _table(architecture)[kernel]["32-bit" if itemsize == 4 else "16-bit"]
     widest = max(width, min(features, 256))
-    entry = next((e for e in entries if widest <= e["width"]), entries[-1])
-    return Configuration(
-        entry["M"], entry["N"], min(features, entry["features"]), entry["warps"], entry["stages"]
-    )
+    e = next((e for e in entries if widest <= e["width"]), entries[-1])
+    return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -143,11 +143,6 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if full else "tf32"
 
 
-def block(size: int) -> int:
-    """The power of two that holds size, 16 at least."""
-    return max(16, 1 << max(size - 1, 0).bit_length())
-
-
 def expand_all(lead: torch.Size, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Contiguous copies with every leading dimension whole: the slow way for what does not collapse to three."""
     return [None if t is None else t.expand(*lead, *t.shape[-2:]).contiguous() for t in tensors]

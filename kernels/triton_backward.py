@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configurations import Configuration, architecture, configuration
+from .configurations import Configuration, block, configuration
 from .launch import (
     Launch,
     Lead,
     Operand,
     TooManyDimensions,
     at_least_2d,
-    block,
     expand_all,
     is_wide,
     kind_of,
@@ -61,18 +60,17 @@ def score_gradients(
         seed=seed,
         diagonal=diagonal or 0,
         scale=scale,
-        eps=eps,
         threshold=round(dropout_p * 2**32),
         keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
     )
-    call.diagonal = diagonal
+    call.diagonal, call.eps = diagonal, eps
     need_query, need_key, need_value, need_bias = needs
     kind = kind_of(inputs[3], scalars=True) if need_bias else "none"
-    shift, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
-    dkey, dvalue, column_sums = call.sources(shift, need_key, need_value, kind == "column")
+    rows, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
+    dkey, dvalue, column_sums = call.sources(rows, need_key, need_value, kind == "column")
     dbias = row_sums if row_sums is not None else column_sums
     if kind == "full":
-        dbias = call.pairs(shift)
+        dbias = call.pairs(rows)
     gradients = [dquery, dkey, dvalue, dbias]
     return [
         query.new_empty(0) if g is None or t is None else g if g.shape == t.shape else g.sum_to_size(t.shape)
@@ -85,6 +83,7 @@ class _Call:
 
     options: dict[str, Any]
     diagonal: int | None
+    eps: float
 
     def __init__(
         self,
@@ -114,8 +113,8 @@ class _Call:
             bias=b.optional(bias),
             mask=b.optional(mask),
             dout=b.operand(dout),
-            normalizer=b.operand(normalizer, 1),
         )
+        self.normalizer = b.operand(normalizer, 1)
         self.out = b.optional(out if value is not None else None)
         self.dnormalizer = b.operand(dnormalizer, 1)
         self.sequence_ends = dict(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
@@ -160,11 +159,11 @@ class _Call:
 
     def _configuration(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
-        features = 16 if self.value is None else block(self.value.size(-1))
-        tile = configuration(kernel, architecture(self.query.device), self.query.itemsize, width, features)
+        tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1))
         views = [*self.operands.values(), self.out]
         constants = dict(
             WIDTH=self.query.size(-1),
+            CHECK_T=self.packed or self.T % tile.M != 0,
             FEATURES=16 if self.value is None else self.value.size(-1),
             M=tile.M,
             N=tile.N,
@@ -179,13 +178,13 @@ class _Call:
         )
         return tile, constants
 
-    def targets(self, need_query: bool, need_rows: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(shift, dquery, dbias per target)."""
+    def targets(self, need_query: bool, need_rows: bool) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
+        """((shift, inverse) per target, dquery, dbias per target)."""
         from .device.gradients import targets_kernel
 
         tile, constants = self._configuration("targets")
         everywhere = tuple(True for _ in self.batches.sizes)
-        shift = self._empty(everywhere, self.T, dtype=torch.float32)
+        rows = tuple(self._empty(everywhere, self.T, dtype=torch.float32) for _ in range(2))
         dquery = row_sums = None
         if need_query:
             dquery = self._empty(everywhere, self.T, self.query.size(-1), dtype=self._dtype(self.query, everywhere))
@@ -198,8 +197,11 @@ class _Call:
             dict(
                 **self.operands,
                 out=self.out,
+                normalizer=self.normalizer,
                 dnormalizer=self.dnormalizer,
-                shift=self._operand(shift),
+                shift=self._operand(rows[0]),
+                inverse=self._operand(rows[1]),
+                eps=self.eps,
                 dquery=self._operand(dquery),
                 dbias=self._operand(row_sums),
                 lists=self._lists(tile, over_targets=False),
@@ -220,10 +222,10 @@ class _Call:
         ).run()
         if row_sums is not None:
             row_sums = self._finish(row_sums[..., None], self.bias, everywhere)
-        return shift, self._finish(dquery, self.query, everywhere), row_sums
+        return rows, self._finish(dquery, self.query, everywhere), row_sums
 
     def sources(
-        self, shift: Tensor, need_key: bool, need_value: bool, need_columns: bool
+        self, rows: tuple[Tensor, ...], need_key: bool, need_value: bool, need_columns: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(dkey, dvalue, dbias per source)."""
         tile, constants = self._configuration("sources")
@@ -236,7 +238,7 @@ class _Call:
             dvalue = self._empty(kept, self.S, self.value.size(-1), dtype=self._dtype(self.value, kept))
         if need_columns:
             column_sums = self._empty(kept, self.S, dtype=torch.float32)
-        launch = (tile, constants, kept, shift)
+        launch = (tile, constants, kept, rows)
         narrow = self.value is None or self.value.size(-1) <= tile.features
         if narrow and (dkey is not None or column_sums is not None or dvalue is not None):
             self._sources(*launch, dkey, dvalue, column_sums, 1)
@@ -254,7 +256,7 @@ class _Call:
         tile: Configuration,
         constants: dict[str, Any],
         kept: tuple[bool, ...],
-        shift: Tensor,
+        rows: tuple[Tensor, ...],
         dkey: Tensor | None,
         dvalue: Tensor | None,
         column_sums: Tensor | None,
@@ -271,7 +273,8 @@ class _Call:
             tiles * owners * chunks,
             dict(
                 **self.operands,
-                shift=self._operand(shift),
+                shift=self._operand(rows[0]),
+                inverse=self._operand(rows[1]),
                 dkey=self._operand(dkey),
                 dvalue=self._operand(dvalue),
                 dbias=self._operand(column_sums),
@@ -290,7 +293,7 @@ class _Call:
             tile,
         ).run()
 
-    def pairs(self, shift: Tensor) -> Tensor | None:
+    def pairs(self, rows: tuple[Tensor, ...]) -> Tensor | None:
         """dbias for every pair."""
         from .device.gradients import pairs_kernel
 
@@ -300,13 +303,14 @@ class _Call:
         dbias = self._empty(kept, self.T, self.S, dtype=self.bias.dtype)
         owned = [n if k else 1 for n, k in zip(self.batches.sizes, kept, strict=True)]
         repeats = tuple(1 if k else n for n, k in zip(self.batches.sizes, kept, strict=True))
-        rows, columns = (self.T + tile.M - 1) // tile.M, (self.S + tile.N - 1) // tile.N
+        row_tiles, columns = (self.T + tile.M - 1) // tile.M, (self.S + tile.N - 1) // tile.N
         Launch(
             pairs_kernel,
-            rows * columns * owned[0] * owned[1] * owned[2],
+            row_tiles * columns * owned[0] * owned[1] * owned[2],
             dict(
                 **self.operands,
-                shift=self._operand(shift),
+                shift=self._operand(rows[0]),
+                inverse=self._operand(rows[1]),
                 dbias=self._operand(dbias),
                 lead=(*self.batches.sizes[1:], self.batches.count),
                 kept_lead=(*owned[1:], owned[0] * owned[1] * owned[2]),

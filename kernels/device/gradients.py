@@ -49,6 +49,7 @@ def weight_gradients(
     T,
     S,
     FEATURES: tl.constexpr,
+    CHECK_T: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     F: tl.constexpr,
@@ -75,7 +76,7 @@ def weight_gradients(
             for first in range(0, FEATURES, F):
                 left = FEATURES - first
                 v = load_tile(value, base + first * value.column, S - column, left, N, F, CHECK, True, WIDE)
-                d = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, True, True, WIDE)
+                d = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
                 if TRANSPOSED:
                     dp = product(v, tl.trans(d), dp, PRECISION)
                 else:
@@ -95,6 +96,7 @@ def targets_kernel(
     normalizer,
     dnormalizer,
     shift,  # result: delta - dZ (Z + eps), fp32
+    inverse,  # result: 1 / (Z + eps), fp32
     dquery,  # result, or None
     dbias,  # result per target in fp32, or None
     lists,
@@ -113,6 +115,7 @@ def targets_kernel(
     keep_scale,
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
+    CHECK_T: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -140,19 +143,19 @@ def targets_kernel(
     if (row < 0) | (row >= T):
         return
 
-    q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+    q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
     key_base = at(key, i0, i1, i2, column0)
     value_base = at(value, i0, i1, i2, column0) if value is not None else None
     dout_base = at(dout, i0, i1, i2, row0 + row)
     lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
     bias_base = at(bias, i0, i1, i2, row0 + row) + column0 * bias.column if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
-    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
+    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
 
-    z = load_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), T - row, M, WIDE)
-    dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, WIDE)
-    inverse = inverse_denominator(z, eps)
+    z = load_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+    dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+    below = inverse_denominator(z, eps)
     from_z = dz * (z + eps)
     do = q  # not used, unless the value is narrow enough to keep its tile
     delta = tl.zeros([M], tl.float32)
@@ -160,13 +163,13 @@ def targets_kernel(
         out_base = at(out, i0, i1, i2, row0 + row)
         CHECK_F: tl.constexpr = FEATURES % F != 0
         if FEATURES <= F:
-            do = load_tile(dout, dout_base, T - row, FEATURES, M, F, True, CHECK_F, WIDE)
-            o = load_tile(out, out_base, T - row, FEATURES, M, F, True, CHECK_F, WIDE)
+            do = load_tile(dout, dout_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
+            o = load_tile(out, out_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
             delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         else:
             for first in range(0, FEATURES, F):
-                d = load_tile(dout, dout_base + first * dout.column, T - row, FEATURES - first, M, F, True, CHECK_F, WIDE)
-                o = load_tile(out, out_base + first, T - row, FEATURES - first, M, F, True, CHECK_F, WIDE)
+                d = load_tile(dout, dout_base + first * dout.column, T - row, FEATURES - first, M, F, CHECK_T, CHECK_F, WIDE)
+                o = load_tile(out, out_base + first, T - row, FEATURES - first, M, F, CHECK_T, CHECK_F, WIDE)
                 delta += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
     g0 = delta - from_z
 
@@ -192,7 +195,7 @@ def targets_kernel(
                 )  # fmt: skip
                 dp = weight_gradients(
                     do, dout, dout_base, value, value_base, row, column, T, S,
-                    FEATURES, M, N, F, PARTIAL, False, PRECISION, WIDE,
+                    FEATURES, CHECK_T, M, N, F, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
                 if seed is not None:
                     keep = kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N)
@@ -206,15 +209,16 @@ def targets_kernel(
                     sums += tl.sum(ds, 1)
                 if dquery is not None:
                     acc, unit = add_product(acc, unit, ds, k, SCALED, PRECISION)
-        correction = inverse * (moment - g0 * eps) - from_z
+        correction = below * (moment - g0 * eps) - from_z
         g0 += correction
-        walks = tl.where(walks == 1, tl.max((tl.abs(correction) > TOLERANCE * inverse * spread).to(tl.int32), 0) * 2, 0)
+        walks = tl.where(walks == 1, tl.max((tl.abs(correction) > TOLERANCE * below * spread).to(tl.int32), 0) * 2, 0)
     store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
+    store_rows(inverse, at(inverse, i0, i1, i2, row0 + row), below, T - row)
     if dquery is not None:
-        factor = in_units(inverse, unit, q.dtype, SCALED) * (2.0 * scale)
+        factor = in_units(below, unit, q.dtype, SCALED) * (2.0 * scale)
         store_tile(dquery, at(dquery, i0, i1, i2, row0 + row), acc * factor[:, None], T - row, WIDTH, WIDE)
     if dbias is not None:
-        store_rows(dbias, at(dbias, i0, i1, i2, row0 + row), 2.0 * inverse * sums, T - row)
+        store_rows(dbias, at(dbias, i0, i1, i2, row0 + row), 2.0 * below * sums, T - row)
 
 
 @triton.jit
@@ -225,7 +229,7 @@ def sources_kernel(
     bias,
     mask,
     dout,
-    normalizer,
+    inverse,
     shift,
     dkey,  # results, or None
     dvalue,
@@ -243,11 +247,11 @@ def sources_kernel(
     tiles,
     diagonal,
     scale,
-    eps,
     threshold,
     keep_scale,
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
+    CHECK_T: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -290,7 +294,7 @@ def sources_kernel(
         query_base = at(query, i0, i1, i2, row0)
         dout_base = at(dout, i0, i1, i2, row0) + features * dout.column
         value_base = at(value, i0, i1, i2, column0) if value is not None else None
-        normalizer_base = at(normalizer, i0, i1, i2, row0)
+        inverse_base = at(inverse, i0, i1, i2, row0)
         shift_base = at(shift, i0, i1, i2, row0)
         bias_start = at(bias, i0, i1, i2, row0) + column0 * bias.column if bias is not None else None
         mask_start = at(mask, i0, i1, i2, row0) if mask is not None else None
@@ -300,21 +304,20 @@ def sources_kernel(
             for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
                 row = tile_number(lists, lists_base, i) * M
                 first = row.to(tl.int64)
-                q = load_tile(query, query_base + first * query.row, T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+                q = load_tile(query, query_base + first * query.row, T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
                 bias_base = bias_start + first * bias.row if bias is not None else None
                 mask_base = mask_start + first * mask.row if mask is not None else None
-                bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
-                z = load_rows(normalizer, normalizer_base + first * normalizer.row, T - row, M, WIDE)
-                inverse = inverse_denominator(z, eps)
+                bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
+                below = load_rows(inverse, inverse_base + first * inverse.row, T - row, M, CHECK_T, WIDE)
                 r = rectified(
                     q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
                     BIAS, MASK, CAUSAL, SCALE, PARTIAL, True, PRECISION, WIDE,
                 )  # fmt: skip
-                normalised = r * inverse[None, :]
+                normalised = r * below[None, :]
                 do = q
                 if value is not None and FEATURES <= F or dvalue is not None:
                     do_base = dout_base + first * dout.row
-                    do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, True, CHECK_F, WIDE)
+                    do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, WIDE)
                 if seed is not None:
                     keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
                 if dvalue is not None:
@@ -325,11 +328,11 @@ def sources_kernel(
                 if SCORES:
                     dp = weight_gradients(
                         do, dout, dout_base + first * dout.row, value, value_base, row, column, T, S,
-                        FEATURES, M, N, F, True, True, PRECISION, WIDE,
+                        FEATURES, CHECK_T, M, N, F, True, True, PRECISION, WIDE,
                     )  # fmt: skip
                     if seed is not None:
                         dp = tl.where(keep, dp * keep_scale, 0.0)
-                    g0 = load_rows(shift, shift_base + first * shift.row, T - row, M, WIDE)
+                    g0 = load_rows(shift, shift_base + first * shift.row, T - row, M, CHECK_T, WIDE)
                     ds = normalised * (dp - g0[None, :])
                     if dbias is not None:
                         sums += tl.sum(ds, 1)
@@ -356,7 +359,7 @@ def pairs_kernel(
     bias,
     mask,
     dout,
-    normalizer,
+    inverse,
     shift,
     dbias,  # result, every pair
     seed,
@@ -368,11 +371,11 @@ def pairs_kernel(
     tiles,
     diagonal,
     scale,
-    eps,
     threshold,
     keep_scale,
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
+    CHECK_T: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -397,7 +400,7 @@ def pairs_kernel(
     for repeat in range(visited):
         r0, r1, r2 = batch_index(repeat, (repeats[1], repeats[2]))
         i0, i1, i2 = k0 + r0, k1 + r1, k2 + r2
-        q = load_tile(query, at(query, i0, i1, i2, row), left, WIDTH, M, E, True, E != WIDTH, WIDE)
+        q = load_tile(query, at(query, i0, i1, i2, row), left, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
         k = load_tile(key, at(key, i0, i1, i2, column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
         mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
         r = rectified(
@@ -408,15 +411,15 @@ def pairs_kernel(
         value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
         do = q
         if value is not None and FEATURES <= F:
-            do = load_tile(dout, dout_base, left, FEATURES, M, F, True, FEATURES != F, WIDE)
+            do = load_tile(dout, dout_base, left, FEATURES, M, F, CHECK_T, FEATURES != F, WIDE)
         dp = weight_gradients(
             do, dout, dout_base, value, value_base, row, column, T, S,
-            FEATURES, M, N, F, True, False, PRECISION, WIDE,
+            FEATURES, CHECK_T, M, N, F, True, False, PRECISION, WIDE,
         )  # fmt: skip
         if seed is not None:
             n = (i0 * lead[0] + i1) * lead[1] + i2
             dp = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N), dp * keep_scale, 0.0)
-        z = load_rows(normalizer, at(normalizer, i0, i1, i2, row), left, M, WIDE)
-        g0 = load_rows(shift, at(shift, i0, i1, i2, row), left, M, WIDE)
-        total += r * inverse_denominator(z, eps)[:, None] * (dp - g0[:, None])
+        below = load_rows(inverse, at(inverse, i0, i1, i2, row), left, M, CHECK_T, WIDE)
+        g0 = load_rows(shift, at(shift, i0, i1, i2, row), left, M, CHECK_T, WIDE)
+        total += r * below[:, None] * (dp - g0[:, None])
     store_tile(dbias, at(dbias, k0, k1, k2, row) + column, 2.0 * total, left, S - column, WIDE)

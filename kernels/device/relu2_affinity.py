@@ -25,6 +25,7 @@ def affinity_kernel(
     scale,
     eps,
     WIDTH: tl.constexpr,
+    CHECK_T: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -38,12 +39,12 @@ def affinity_kernel(
     """One program: M rows of one graph, whole, with the zeros beyond the diagonal."""
     row = (tiles - 1 - tl.program_id(0) % tiles) * M
     i0, i1, i2 = batch_index(tl.program_id(0) // tiles, lead)
-    q = load_tile(query, at(query, i0, i1, i2, row), T - row, WIDTH, M, E, True, E != WIDTH, WIDE)
+    q = load_tile(query, at(query, i0, i1, i2, row), T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
     key_base = at(key, i0, i1, i2, row * 0)
     result = at(affinity, i0, i1, i2, row)
     bias_base = at(bias, i0, i1, i2, row) if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
-    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, WIDE)
+    bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
     _, whole, _, visited = walk_sources(None, None, row, T, S, diagonal, M, N, CAUSAL)
     if MASK != "none":
         whole = whole * 0  # every tile looks at the mask

@@ -75,10 +75,12 @@ def rectified(
 
 
 @triton.jit
-def bias_of_rows(bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, WIDE: tl.constexpr):
+def bias_of_rows(
+    bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr
+):
     """[M] for the kinds "scalar" and "row", and a placeholder for the others."""
     if BIAS == "row":
-        return load_rows(bias, base, num_rows, M, WIDE)
+        return load_rows(bias, base, num_rows, M, CHECK, WIDE)
     elif BIAS == "scalar":
         return tl.load(base).to(tl.float32) + tl.zeros([M], tl.float32)
     else:

@@ -74,12 +74,15 @@ def store_tile(x, base, values, num_rows, num_columns, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(x, base, num_rows, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """One number a row, [ROWS] in fp32; 0 beyond num_rows."""
+def load_rows(x, base, num_rows, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
+    """One number a row, [ROWS] in fp32; 0 beyond num_rows, where that is to be checked."""
     rows = tl.arange(0, ROWS)
     if WIDE:
         rows = rows.to(tl.int64)
-    return tl.load(base + rows * x.row, rows < num_rows, other=0.0).to(tl.float32)
+    if CHECK:
+        return tl.load(base + rows * x.row, rows < num_rows, other=0.0).to(tl.float32)
+    else:
+        return tl.load(base + rows * x.row).to(tl.float32)
 
 
 @triton.jit

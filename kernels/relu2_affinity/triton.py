@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..configurations import architecture, configuration
+from ..configurations import block, configuration
 from ..launch import (
     Launch,
     Lead,
     TooManyDimensions,
     at_least_2d,
-    block,
     expand_all,
     is_wide,
     kind_of,
@@ -77,7 +76,7 @@ def _launch(
     assert query is not None and key is not None
     batches = Lead(lead, [*((t, 2) for t in (*inputs, affinity) if t is not None), (normalizer, 1)])
     width = block(query.size(-1))
-    tile = configuration("relu2_affinity", architecture(query.device), query.itemsize, width, 16)
+    tile = configuration("relu2_affinity", query, 0)
     views = [batches.optional(t) for t in (*inputs, affinity)]
     tiles = (query.size(-2) + tile.M - 1) // tile.M
     return Launch(
@@ -96,6 +95,7 @@ def _launch(
         ),
         dict(
             WIDTH=query.size(-1),
+            CHECK_T=query.size(-2) % tile.M != 0,
             M=tile.M,
             N=tile.N,
             E=width,

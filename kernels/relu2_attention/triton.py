@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..configurations import architecture, configuration
+from ..configurations import block, configuration
 from ..launch import (
     Launch,
     Lead,
     TooManyDimensions,
     at_least_2d,
-    block,
     expand_all,
     is_wide,
     kind_of,
@@ -160,8 +159,8 @@ def _forward(
     assert query is not None and key is not None and value is not None
     T, S = query.size(-2), key.size(-2)
     batches = Lead(lead, [*((t, 2) for t in (*inputs, out) if t is not None), (normalizer, 1)])
-    width, features = block(query.size(-1)), block(value.size(-1))
-    tile = configuration("relu2_attention", architecture(query.device), query.itemsize, width, features)
+    width = block(query.size(-1))
+    tile = configuration("relu2_attention", query, value.size(-1))
     lists = None
     if attn_mask is not None:
         lists = tile_lists(mask_states(batches, attn_mask, T, S, diagonal), T, S, tile.M, tile.N)
@@ -193,6 +192,7 @@ def _forward(
         ),
         dict(
             WIDTH=query.size(-1),
+            CHECK_T=cu_seqlens_q is not None or T % tile.M != 0,
             FEATURES=value.size(-1),
             M=tile.M,
             N=tile.N,

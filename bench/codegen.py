@@ -1,0 +1,331 @@
+"""What the compiler makes of the Triton kernels, without a GPU: `python -m bench.codegen [--arch 80 90 100 gfx942] [--quick]`.
+
+Every launch of the ops on "meta" tensors is recorded and compiled for the architecture, with the shipped configuration and
+with the argument properties (divisibility, ones) that a real launch would have. A row is printed for each; the command fails
+on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the chip has.
+
+The prediction is of the busiest loop: with T the tensor cores' clocks and C the instructions that each scheduler issues in one
+turn, a lone block of threads reaches T / (T + C) of the tensor peak, and perfect overlap min(1, T / C).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from glomo.kernels import configurations
+from glomo.kernels.launch import Launch
+from glomo.kernels.relu2_affinity import triton as affinity
+from glomo.kernels.relu2_attention import triton as attention
+
+SHARED_LIMIT = {"80": 166912, "86": 101376, "89": 101376, "90": 232448, "100": 232448, "gfx942": 65536}
+PEAK = 790.0
+"""TFLOP/s of a bf16 matrix product measured on an H200, which the predictions are in units of."""
+
+
+class Case(NamedTuple):
+    name: str
+    dtype: torch.dtype
+    width: int
+    features: int
+    run: Callable[[Case], None]
+
+
+class Report(NamedTuple):
+    registers: int
+    spills: int
+    shared: int
+    blocks: int  # of threads that fit a multiprocessor
+    tensor: int  # tensor-core instructions
+    copies: int  # asynchronous copies
+    serialised: int
+    loop: int  # instructions of the busiest loop
+    tensor_clocks: float  # of one turn of it, for a whole block
+    issue_clocks: float
+    problems: list[str]
+
+
+def tensors(case: Case, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.empty(s, dtype=case.dtype, device="meta") for s in shapes]
+
+
+def attend(
+    case: Case,
+    bias: tuple[int, ...] | None = None,
+    mask: tuple[int, ...] | None = None,
+    diagonal: int | None = None,
+    dropout_p: float = 0.0,
+    size: int = 512,
+    heads: int = 8,
+) -> None:
+    """relu2_attention forward and backward."""
+    lead = (4, heads)
+    query, key, value = tensors(
+        case, (*lead, size, case.width), (*lead, size, case.width), (*lead, size, case.features)
+    )
+    b = None if bias is None else torch.empty(bias, device="meta")
+    m = None if mask is None else torch.empty(mask, dtype=torch.bool, device="meta")
+    seed = torch.empty((), dtype=torch.int64, device="meta") if dropout_p else None
+    arguments = (query, key, value, b, m, seed, dropout_p, diagonal, 1.0, 1e-6)
+    outputs = attention.relu2_attention_forward(*arguments)
+    gradients = [torch.empty_like(outputs[0]), torch.empty_like(outputs[1])]
+    needs = [True, True, True, b is not None]
+    attention.relu2_attention_backward(gradients, list(outputs), *arguments, needs=needs)
+
+
+def attend_packed(case: Case) -> None:
+    query, key, value = tensors(case, (4096, 8, case.width), (4096, 8, case.width), (4096, 8, case.features))
+    ends = torch.empty(17, dtype=torch.int32, device="meta")
+    arguments = (query, key, value, ends, ends, None, None, 0.0, -1, 1.0, 1e-6)
+    outputs = attention.relu2_attention_varlen_forward(*arguments)
+    gradients = [torch.empty_like(t) for t in outputs]
+    attention.relu2_attention_varlen_backward(gradients, list(outputs), *arguments, needs=[True] * 3 + [False])
+
+
+def relate(case: Case) -> None:
+    """relu2_affinity forward and backward."""
+    query, key = tensors(case, (4, 8, 512, case.width), (4, 8, 512, case.width))
+    bias = torch.empty((4, 8, 512, 1), device="meta")
+    outputs = affinity.relu2_affinity_forward(query, key, bias, None, -1, 1.0, 1e-6)
+    gradients = [torch.empty_like(t) for t in outputs]
+    affinity.relu2_affinity_backward(
+        gradients, list(outputs), query, key, bias, None, -1, 1.0, 1e-6, needs=[True, True, True]
+    )
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    glomo = ("glomo: strictly causal, bias per target", lambda c: attend(c, bias=(4, 8, 512, 1), diagonal=-1))
+    variants: list[tuple[str, Callable[[Case], None]]] = [
+        ("plain", attend),
+        glomo,
+        ("bias per source, padding mask", lambda c: attend(c, bias=(8, 1, 512), mask=(4, 1, 1, 512))),
+        ("full bias", lambda c: attend(c, bias=(8, 512, 512))),
+        ("dropout", lambda c: attend(c, dropout_p=0.1)),
+        ("skipping tiles", lambda c: attend(c, bias=(8, 1, 1), size=2048)),
+        ("packed", attend_packed),
+        ("affinity", relate),
+    ]
+    half = [torch.bfloat16] if quick else [torch.bfloat16, torch.float16]
+    for dtype in half:
+        for name, run in variants[:2] if quick else variants:
+            for width, features in [(64, 64)] if quick else [(64, 64), (128, 128)]:
+                yield Case(name, dtype, width, features, run)
+        if not quick:
+            for width, features in [(32, 32), (256, 256), (64, 300), (64, 1024)]:
+                yield Case("plain", dtype, width, features, attend)
+    if not quick:
+        for width in (64, 128, 256):
+            for name, run in (variants[0], glomo, variants[-1]):
+                yield Case(name, torch.float32, width, width, run)
+
+
+def launches(case: Case, architecture: str) -> list[Launch]:
+    """What the case would launch on a GPU of that architecture."""
+    found: list[Launch] = []
+    with (
+        mock.patch.object(Launch, "run", lambda launch: found.append(launch)),
+        mock.patch.object(configurations, "architecture", lambda device: architecture),
+    ):
+        case.run(case)
+    return found
+
+
+def source(launch: Launch) -> Any:
+    """The launch's kernel with its arguments' types and properties, as a call on a GPU would specialise it."""
+    from triton.compiler import ASTSource
+
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def describe(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            parts = [describe(v, (*path, i)) for i, v in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if isinstance(value, torch.Tensor):
+            attributes[path] = [["tt.divisibility", 16]]
+            return "*" + _TYPES[value.dtype]
+        if value is None or (isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    signature = {}
+    for i, name in enumerate(launch.kernel.arg_names):
+        if name in launch.constants:
+            signature[name] = "constexpr"
+            constants[(i,)] = launch.constants[name]
+        else:
+            signature[name] = describe(launch.arguments[name], (i,))
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+def compile_launch(launch: Launch, architecture: str) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    hip = architecture.startswith("gfx")
+    target = GPUTarget("hip", architecture, 64) if hip else GPUTarget("cuda", int(architecture), 32)
+    options = dict(num_warps=launch.configuration.warps, num_stages=launch.configuration.stages)
+    return triton.compile(source(launch), target=target, options=options)
+
+
+def examine(launch: Launch, architecture: str) -> Report:
+    compiled = compile_launch(launch, architecture)
+    warps, shared = compiled.metadata.num_warps, compiled.metadata.shared
+    if architecture.startswith("gfx"):
+        report = _examine_amd(compiled.asm["amdgcn"], shared)
+    else:
+        report = _examine_nvidia(compiled, architecture, warps, shared)
+    problems = report.problems
+    multiplies = launch.kernel.__name__ not in ("block_states_kernel", "tile_lists_kernel")
+    if multiplies and not report.tensor and launch.constants.get("PRECISION") == "ieee" and not _is_fp32(launch):
+        problems.append("no tensor-core instruction")
+    if report.spills:
+        problems.append("spills")
+    if report.serialised:
+        problems.append("serialised wgmma")
+    if shared > SHARED_LIMIT.get(architecture, 65536):
+        problems.append("too much shared memory")
+    return report
+
+
+def _is_fp32(launch: Launch) -> bool:
+    return launch.arguments["query"].pointer.dtype == torch.float32
+
+
+def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -> Report:
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder, "k.ptx"), Path(folder, "k.cubin")
+        ptx.write_text(compiled.asm["ptx"])
+        cubin.write_bytes(compiled.asm["cubin"])
+        gpu = f"sm_{architecture}" + ("a" if int(architecture) >= 90 else "")
+        ptxas = (knobs.nvidia.ptxas_blackwell if int(architecture) >= 100 else knobs.nvidia.ptxas).path
+        log = _output(ptxas, "-v", f"--gpu-name={gpu}", str(ptx), "-o", f"{folder}/again")
+        usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin))
+        sass = _output(knobs.nvidia.cuobjdump.path, "-sass", str(cubin))
+    lines = [m for m in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
+    count = lambda pattern: sum(bool(re.search(rf"\b(?:{pattern})\b", text)) for _, text in lines)
+    registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    per_thread = (registers + 7) // 8 * 8
+    blocks = min(65536 // (per_thread * 32 * warps), 233472 // (shared + 1024), 2048 // (32 * warps))
+    loop, tensor_clocks = _busiest_loop([(int(address, 16), text) for address, text in lines])
+    serialised = len(re.findall(r"C75(?:0[0-9]|1[0-6])\b", log))
+    return Report(
+        registers,
+        count("LDL|STL"),
+        shared,
+        blocks,
+        count("HGMMA|UTCHMMA|UTCQMMA|UTCOMMA|HMMA|UTC[A-Z]*MMA"),
+        count("LDGSTS|UTMALDG"),
+        serialised,
+        loop,
+        tensor_clocks * max(warps // 4, 1),
+        loop * warps / 4,
+        [],
+    )
+
+
+def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
+    """(instructions, tensor-core clocks of one warpgroup) of the innermost loop with the most tensor-core work."""
+    best = (0, 0.0)
+    for i, (address, text) in enumerate(lines):
+        jump = re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", text)
+        if not jump or int(jump[1], 16) > address:
+            continue
+        body = [t for a, t in lines[: i + 1] if a >= int(jump[1], 16)]
+        if any(re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", t) for t in body[:-1] if "HGMMA" in t):
+            continue
+        clocks = sum(
+            int(m[1]) * int(m[2]) * int(m[3]) * 2 / 4096 for t in body if (m := re.search(r"MMA\.(\d+)x(\d+)x(\d+)", t))
+        )
+        if clocks and (not best[1] or len(body) < best[0]):
+            best = (len(body), clocks)
+    return best
+
+
+def _examine_amd(assembly: str, shared: int) -> Report:
+    number = lambda key: int((re.search(rf"\.{key}:\s*(\d+)", assembly) or ["", "0"])[1])
+    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    tensor = len(re.findall(r"\bv_mfma_", assembly))
+    return Report(number("vgpr_count"), spills, shared, 0, tensor, 0, 0, 0, 0.0, 0.0, [])
+
+
+def _output(*command: str) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.codegen", description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=["80", "90", "100", "gfx942"])
+    parser.add_argument("--quick", action="store_true", help="a few kernels that stand for the others")
+    arguments = parser.parse_args()
+    import triton
+
+    print(f"Triton {triton.__version__}; prediction = share of the tensor peak ({PEAK:.0f} TFLOP/s on an H200) in the main loop")
+    bad = 0
+    for architecture in arguments.arch:
+        seen = set()
+        for case in cases(arguments.quick):
+            name = architecture if architecture.startswith("gfx") else f"sm_{architecture}"
+            for launch in launches(case, name):
+                try:
+                    key = source(launch).hash() + str(launch.configuration)
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                    r = examine(launch, architecture)
+                except Exception as error:
+                    while error.__cause__:
+                        error = error.__cause__  # type: ignore[assignment]
+                    bad += 1
+                    print(f"FAIL {name} {launch.kernel.__name__} {case[:4]}: {type(error).__name__}: {str(error)[:400]}")
+                    continue
+                bad += bool(r.problems)
+                print(line(name, case, launch, r), flush=True)
+    print(f"{bad} problems")
+    return 1 if bad else 0
+
+
+def line(name: str, case: Case, launch: Launch, r: Report) -> str:
+    c = launch.configuration
+    tile = f"{c.M}x{c.N}" if c.M else "-"
+    text = (
+        f"{name:7} {launch.kernel.__name__.removesuffix('_kernel'):12} {str(case.dtype)[6:]:8} {case.width:3}/{case.features:<4} "
+        f"{tile:8} w{c.warps} s{c.stages} {r.registers:3} reg {r.spills:3} spill {r.shared // 1024:3} KiB "
+        f"{r.blocks} blocks {r.tensor:3} mma {r.copies:3} async"
+    )
+    if r.tensor_clocks:
+        alone = r.tensor_clocks / (r.tensor_clocks + r.issue_clocks)
+        text += f"  T {r.tensor_clocks:4.0f} C {r.issue_clocks:4.0f}: {PEAK * alone:3.0f} - {PEAK * min(1, r.tensor_clocks / r.issue_clocks):3.0f}"
+    return text + f"  {case.name}" + (f"  ** {', '.join(r.problems)}" if r.problems else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
