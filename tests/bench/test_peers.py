@@ -44,6 +44,7 @@ def test_flex_computes_the_op(op, monkeypatch):
 def test_score_mod_is_the_affinity_and_its_gradient_is_never_nan():
     scores = torch.randn(2, 3, 5, 7).double()
     bias = 0.1 + torch.rand(2, 3, 5).double() - scores.amax(-1)  # every row has a positive score, and some that are not
+    scores[0, 0, 0, scores[0, 0, 0].argmin()] = -bias[0, 0, 0]  # a score of 0, whose logarithm has no gradient
     leaves = [scores.requires_grad_(), bias.requires_grad_()]
     b, h, t, j = torch.meshgrid(*(torch.arange(n) for n in scores.shape), indexing="ij")
     graph = flex.relu2_score_mod(bias)(scores, b, h, t, j).softmax(-1)
