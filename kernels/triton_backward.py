@@ -127,7 +127,7 @@ class _Call:
             if self.active.numel():
                 flags = self.active.view(*self.batches.sizes, *self.active.shape[-2:])
                 self.states = Operand(flags, flags.stride()[:3], flags.stride(3), flags.stride(4))
-            elif self.mask is not None and self.value is not None:
+            elif self.mask is not None:
                 self.states = mask_states(self.batches, self.mask, self.T, self.S, self.diagonal)
             else:
                 return None
