@@ -1,5 +1,7 @@
 # make demo   pre-train a graph on real text, transfer it, print the table, draw the pictures
 # make test   the tests
+# make codegen     compile the Triton kernels for several GPUs, without one, and look at the machine code (a few minutes)
+# make codegen-36  the same with Triton 3.6.0, in an environment of its own
 # make bench  every op against its peers (ARGS="--grid pretraining --save": see bench/__main__.py)
 # All run `make setup` first, which needs python3 (3.10 or newer), make and a network to a package index.
 
@@ -8,7 +10,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: setup demo test lint bench clean
+# The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
+INTERPRETED := relu2_attention relu2_affinity varlen triton
+
+.PHONY: setup demo test lint bench codegen codegen-36 clean
 
 setup: $(VENV)/.ready
 
@@ -23,6 +28,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+ifndef ARGS
+	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k "not softmax" \
+		$(INTERPRETED:%=tests/kernels/test_%.py)
+endif
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,5 +44,19 @@ lint: setup
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
+codegen: setup
+	$(BIN)/python -m bench.codegen $(ARGS)
+
+codegen-36: .venv36/.ready
+	.venv36/bin/python -m bench.codegen $(ARGS)
+
+# Triton comes last and alone: a CUDA build of torch would insist on its own version.
+.venv36/.ready: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv36
+	.venv36/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch safetensors numpy
+	.venv36/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==3.6.0
+	.venv36/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) .build build *.egg-info
+	rm -rf $(VENV) .venv36 .build build *.egg-info

@@ -5,7 +5,8 @@ with the argument properties (divisibility, ones) that a real launch would have.
 on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the chip has.
 
 The prediction is of the busiest loop: with T the tensor cores' clocks and C the instructions that each scheduler issues in one
-turn, a lone block of threads reaches T / (T + C) of the tensor peak, and perfect overlap min(1, T / C).
+turn, a lone block of threads spends T + C on one tile, and perfect overlap max(T, C). Both are given as TFLOP/s that count the
+tile's products once (a compiler may execute more).
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ class Case(NamedTuple):
     width: int
     features: int
     run: Callable[[Case], None]
+    device: str = "meta"
+    heads: int = 32
+    size: int = 512  # targets, and sources
+
+    def tensor(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Random numbers on a GPU, nothing on the device "meta"."""
+        if self.device == "meta":
+            return torch.empty(shape, dtype=dtype or self.dtype, device="meta")
+        return torch.randn(shape, device=self.device).to(dtype or self.dtype)
 
 
 class Report(NamedTuple):
@@ -54,27 +64,21 @@ class Report(NamedTuple):
     problems: list[str]
 
 
-def tensors(case: Case, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    return [torch.empty(s, dtype=case.dtype, device="meta") for s in shapes]
+def bias_and_mask(case: Case, bias: str | None, mask: str | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    n, t = case.heads, case.size
+    shapes = {"head": (n, 1, 1), "row": (n, t, 1), "column": (n, 1, t), "full": (n, t, t)}
+    b = None if bias is None else case.tensor(*shapes[bias], dtype=torch.float32)
+    return b, None if mask is None else case.tensor(*shapes[mask], dtype=torch.float32) > 0
 
 
 def attend(
-    case: Case,
-    bias: tuple[int, ...] | None = None,
-    mask: tuple[int, ...] | None = None,
-    diagonal: int | None = None,
-    dropout_p: float = 0.0,
-    size: int = 512,
-    heads: int = 8,
+    case: Case, bias: str | None = None, mask: str | None = None, diagonal: int | None = None, dropout_p: float = 0.0
 ) -> None:
     """relu2_attention forward and backward."""
-    lead = (4, heads)
-    query, key, value = tensors(
-        case, (*lead, size, case.width), (*lead, size, case.width), (*lead, size, case.features)
-    )
-    b = None if bias is None else torch.empty(bias, device="meta")
-    m = None if mask is None else torch.empty(mask, dtype=torch.bool, device="meta")
-    seed = torch.empty((), dtype=torch.int64, device="meta") if dropout_p else None
+    shape = (case.heads, case.size)
+    query, key, value = case.tensor(*shape, case.width), case.tensor(*shape, case.width), case.tensor(*shape, case.features)
+    b, m = bias_and_mask(case, bias, mask)
+    seed = torch.zeros((), dtype=torch.int64, device=case.device) if dropout_p else None
     arguments = (query, key, value, b, m, seed, dropout_p, diagonal, 1.0, 1e-6)
     outputs = attention.relu2_attention_forward(*arguments)
     gradients = [torch.empty_like(outputs[0]), torch.empty_like(outputs[1])]
@@ -83,56 +87,63 @@ def attend(
 
 
 def attend_packed(case: Case) -> None:
-    query, key, value = tensors(case, (4096, 8, case.width), (4096, 8, case.width), (4096, 8, case.features))
-    ends = torch.empty(17, dtype=torch.int32, device="meta")
+    """relu2_attention_varlen forward and backward: 16 sequences of equal length."""
+    shape = (16 * case.size, max(case.heads // 16, 1))
+    query, key, value = case.tensor(*shape, case.width), case.tensor(*shape, case.width), case.tensor(*shape, case.features)
+    ends = torch.arange(17, dtype=torch.int32, device=case.device) * case.size
     arguments = (query, key, value, ends, ends, None, None, 0.0, -1, 1.0, 1e-6)
     outputs = attention.relu2_attention_varlen_forward(*arguments)
     gradients = [torch.empty_like(t) for t in outputs]
     attention.relu2_attention_varlen_backward(gradients, list(outputs), *arguments, needs=[True] * 3 + [False])
 
 
-def relate(case: Case) -> None:
+def relate(case: Case, bias: str | None = "row", diagonal: int | None = -1) -> None:
     """relu2_affinity forward and backward."""
-    query, key = tensors(case, (4, 8, 512, case.width), (4, 8, 512, case.width))
-    bias = torch.empty((4, 8, 512, 1), device="meta")
-    outputs = affinity.relu2_affinity_forward(query, key, bias, None, -1, 1.0, 1e-6)
+    query, key = case.tensor(case.heads, case.size, case.width), case.tensor(case.heads, case.size, case.width)
+    b, _ = bias_and_mask(case, bias, None)
+    outputs = affinity.relu2_affinity_forward(query, key, b, None, diagonal, 1.0, 1e-6)
     gradients = [torch.empty_like(t) for t in outputs]
-    affinity.relu2_affinity_backward(
-        gradients, list(outputs), query, key, bias, None, -1, 1.0, 1e-6, needs=[True, True, True]
-    )
+    needs = [True, True, b is not None]
+    affinity.relu2_affinity_backward(gradients, list(outputs), query, key, b, None, diagonal, 1.0, 1e-6, needs=needs)
+
+
+CALLS: dict[str, Callable[[Case], None]] = {
+    "plain": attend,
+    "glomo: strictly causal, bias per target": lambda c: attend(c, bias="row", diagonal=-1),
+    "packed": attend_packed,
+    "affinity": relate,
+    "bias per source, padding mask": lambda c: attend(c, bias="column", mask="column"),
+    "full bias": lambda c: attend(c, bias="full", diagonal=-1),
+    "dropout": lambda c: attend(c, dropout_p=0.1, diagonal=0),
+    "skipping tiles": lambda c: attend(c._replace(size=2048), bias="head"),
+}
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    glomo = ("glomo: strictly causal, bias per target", lambda c: attend(c, bias=(4, 8, 512, 1), diagonal=-1))
-    variants: list[tuple[str, Callable[[Case], None]]] = [
-        ("plain", attend),
-        glomo,
-        ("bias per source, padding mask", lambda c: attend(c, bias=(8, 1, 512), mask=(4, 1, 1, 512))),
-        ("full bias", lambda c: attend(c, bias=(8, 512, 512))),
-        ("dropout", lambda c: attend(c, dropout_p=0.1)),
-        ("skipping tiles", lambda c: attend(c, bias=(8, 1, 1), size=2048)),
-        ("packed", attend_packed),
-        ("affinity", relate),
-    ]
-    half = [torch.bfloat16] if quick else [torch.bfloat16, torch.float16]
-    for dtype in half:
-        for name, run in variants[:2] if quick else variants:
-            for width, features in [(64, 64)] if quick else [(64, 64), (128, 128)]:
-                yield Case(name, dtype, width, features, run)
-        if not quick:
-            for width, features in [(32, 32), (256, 256), (64, 300), (64, 1024)]:
-                yield Case("plain", dtype, width, features, attend)
-    if not quick:
+    if quick:
+        for name in list(CALLS)[:2]:
+            yield Case(name, torch.bfloat16, 64, 64, CALLS[name])
+        return
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for width in (64, 128, 256):
-            for name, run in (variants[0], glomo, variants[-1]):
-                yield Case(name, torch.float32, width, width, run)
+            for name, run in CALLS.items():
+                yield Case(name, dtype, width, width, run)
+        for width, features in [(32, 32), (64, 300), (64, 1024)]:
+            yield Case("plain", dtype, width, features, attend)
 
 
 def launches(case: Case, architecture: str) -> list[Launch]:
-    """What the case would launch on a GPU of that architecture."""
+    """What the case launches on a GPU of that architecture. On "meta" tensors nothing runs."""
     found: list[Launch] = []
+    run = Launch.run
+
+    def record(launch: Launch) -> None:
+        found.append(launch)
+        if case.device != "meta":
+            run(launch)
+
     with (
-        mock.patch.object(Launch, "run", lambda launch: found.append(launch)),
+        mock.patch.object(Launch, "run", record),
         mock.patch.object(configurations, "architecture", lambda device: architecture),
     ):
         case.run(case)
@@ -176,6 +187,7 @@ _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.bool: "i1",
     torch.int8: "i8",
     torch.uint8: "u8",
     torch.int32: "i32",
@@ -322,9 +334,17 @@ def line(name: str, case: Case, launch: Launch, r: Report) -> str:
         f"{r.blocks} blocks {r.tensor:3} mma {r.copies:3} async"
     )
     if r.tensor_clocks:
-        alone = r.tensor_clocks / (r.tensor_clocks + r.issue_clocks)
-        text += f"  T {r.tensor_clocks:4.0f} C {r.issue_clocks:4.0f}: {PEAK * alone:3.0f} - {PEAK * min(1, r.tensor_clocks / r.issue_clocks):3.0f}"
+        useful = PEAK * 2 * c.M * c.N * products(launch) / 4096
+        worst, best = r.tensor_clocks + r.issue_clocks, max(r.tensor_clocks, r.issue_clocks)
+        text += f"  T {r.tensor_clocks:4.0f} C {r.issue_clocks:4.0f}: {useful / worst:3.0f} - {useful / best:3.0f}"
     return text + f"  {case.name}" + (f"  ** {', '.join(r.problems)}" if r.problems else "")
+
+
+def products(launch: Launch) -> int:
+    """Columns of the matrix products of one tile, added up."""
+    E, F = launch.constants["E"], launch.constants.get("F", 0)
+    names = {"forward_kernel": E + F, "targets_kernel": 2 * E + F, "pairs_kernel": E + F, "affinity_kernel": E}
+    return names.get(launch.kernel.__name__, 2 * E + 2 * F)
 
 
 if __name__ == "__main__":

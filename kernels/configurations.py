@@ -1,7 +1,8 @@
 """Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
 
-A file is {kernel: {"16-bit" or "32-bit": [entry, ...]}}; an entry has the largest width of the query or the value it is for,
-and the numbers of a :class:`Configuration`. `python -m bench.tune` writes such a file; nothing is tuned at a user's call.
+A file is {kernel: {dtype: [entry, ...]}}. An entry says how wide a query or a value and how heavy a call it has the registers
+for, then the numbers of a :class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes such a file;
+nothing is tuned at a user's call.
 """
 
 from __future__ import annotations
@@ -46,14 +47,23 @@ def block(size: int) -> int:
     return max(16, 1 << max(size - 1, 0).bit_length())
 
 
-def configuration(kernel: str, query: Tensor, features: int) -> Configuration:
-    """The tile shape of a kernel for this query and a value of so many columns."""
-    return _entry(kernel, architecture(query.device), query.dtype.itemsize, block(query.size(-1)), block(features))
+def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool) -> int:
+    """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, or a bias
+    for every pair."""
+    if masked or dropout or bias_kind == "full":
+        return 2
+    return 1 if packed or diagonal is not None else 0
+
+
+def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Configuration:
+    """The tile shape of a kernel for this query, a value of so many columns and a call of this weight."""
+    widths = block(query.size(-1)), block(features)
+    return _entry(kernel, architecture(query.device), str(query.dtype)[6:], *widths, weight)
 
 
 @functools.lru_cache(maxsize=4096)
-def _entry(kernel: str, architecture: str, itemsize: int, width: int, features: int) -> Configuration:
-    entries = _table(architecture)[kernel]["32-bit" if itemsize == 4 else "16-bit"]
+def _entry(kernel: str, architecture: str, dtype: str, width: int, features: int, weight: int) -> Configuration:
+    entries = _table(architecture)[kernel][dtype]
     widest = max(width, min(features, 256))
-    e = next((e for e in entries if widest <= e["width"]), entries[-1])
+    e = next((e for e in entries if widest <= e["width"] and weight <= e["weight"]), entries[-1])
     return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configurations import Configuration, block, configuration
+from .configurations import Configuration, block, configuration, weight
 from .launch import (
     Launch,
     Lead,
@@ -159,7 +159,10 @@ class _Call:
 
     def _configuration(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
-        tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1))
+        kind = kind_of(self.bias, scalars=True)
+        masked = self.mask is not None or self.active.numel() > 0
+        heavy = weight(self.diagonal, self.packed, kind, masked, self.options["seed"] is not None)
+        tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
         views = [*self.operands.values(), self.out]
         constants = dict(
             WIDTH=self.query.size(-1),
@@ -169,7 +172,7 @@ class _Call:
             N=tile.N,
             E=width,
             F=tile.features,
-            BIAS=kind_of(self.bias, scalars=True),
+            BIAS=kind,
             MASK=kind_of(self.mask, scalars=False),
             CAUSAL=self.diagonal is not None,
             SCALE=self.options["scale"] != 1.0,

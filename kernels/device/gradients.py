@@ -39,7 +39,8 @@ from .tiles import (
 
 @triton.jit
 def weight_gradients(
-    do,  # [M, F], the tile of dout where the value is no wider than F
+    do,  # [M, F] and [N, F], the tiles of dout and value where these are no wider than F
+    v,
     dout,
     dout_base,  # at the tile's first target
     value,  # None: dout is the gradient of the affinity itself
@@ -63,25 +64,20 @@ def weight_gradients(
         base = dout_base + column.to(tl.int64) * dout.column
         dp = load_tile(dout, base, T - row, S - column, M, N, True, True, WIDE).to(tl.float32)
         return tl.trans(dp) if TRANSPOSED else dp
+    elif FEATURES <= F:
+        return product(v, tl.trans(do), None, PRECISION) if TRANSPOSED else product(do, tl.trans(v), None, PRECISION)
     else:
         base = value_base + column.to(tl.int64) * value.row
-        if FEATURES <= F:
-            v = load_tile(value, base, S - column, FEATURES, N, F, CHECK, FEATURES != F, WIDE)
+        dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
+        for first in range(0, FEATURES, F):
+            left = FEATURES - first
+            b = load_tile(value, base + first * value.column, S - column, left, N, F, CHECK, True, WIDE)
+            a = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
             if TRANSPOSED:
-                return product(v, tl.trans(do), None, PRECISION)
+                dp = product(b, tl.trans(a), dp, PRECISION)
             else:
-                return product(do, tl.trans(v), None, PRECISION)
-        else:
-            dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
-            for first in range(0, FEATURES, F):
-                left = FEATURES - first
-                v = load_tile(value, base + first * value.column, S - column, left, N, F, CHECK, True, WIDE)
-                d = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
-                if TRANSPOSED:
-                    dp = product(v, tl.trans(d), dp, PRECISION)
-                else:
-                    dp = product(d, tl.trans(v), dp, PRECISION)
-            return dp
+                dp = product(a, tl.trans(b), dp, PRECISION)
+        return dp
 
 
 @triton.jit
@@ -157,11 +153,11 @@ def targets_kernel(
     dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
     below = inverse_denominator(z, eps)
     from_z = dz * (z + eps)
+    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
     do = q  # not used, unless the value is narrow enough to keep its tile
     delta = tl.zeros([M], tl.float32)
     if out is not None:
         out_base = at(out, i0, i1, i2, row0 + row)
-        CHECK_F: tl.constexpr = FEATURES % F != 0
         if FEATURES <= F:
             do = load_tile(dout, dout_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
             o = load_tile(out, out_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
@@ -193,8 +189,12 @@ def targets_kernel(
                     q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
                     BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
+                v = k
+                if value is not None and FEATURES <= F:
+                    v_base = value_base + column.to(tl.int64) * value.row
+                    v = load_tile(value, v_base, S - column, FEATURES, N, F, PARTIAL, CHECK_F, WIDE)
                 dp = weight_gradients(
-                    do, dout, dout_base, value, value_base, row, column, T, S,
+                    do, v, dout, dout_base, value, value_base, row, column, T, S,
                     FEATURES, CHECK_T, M, N, F, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
                 if seed is not None:
@@ -280,8 +280,11 @@ def sources_kernel(
         return
 
     SCORES: tl.constexpr = dkey is not None or dbias is not None
-    CHECK_F: tl.constexpr = FEATURES % F != 0
+    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
     k = load_tile(key, at(key, k0, k1, k2, column0 + column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
+    v = k
+    if value is not None and FEATURES <= F:
+        v = load_tile(value, at(value, k0, k1, k2, column0 + column), S - column, FEATURES, N, F, True, CHECK_F, WIDE)
     dk = tl.zeros([N, E], tl.float32)
     dv = tl.zeros([N, F], tl.float32)
     sums = tl.zeros([N], tl.float32)
@@ -301,14 +304,16 @@ def sources_kernel(
         lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
         walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)
         for PARTIAL in tl.static_range(2):
-            for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
+            # the few partial tiles are not pipelined where registers are short
+            first, last = walk[2 * PARTIAL], walk[2 * PARTIAL + 1]
+            for i in tl.range(first, last, num_stages=1 if PARTIAL and E + F > 128 else None):
                 row = tile_number(lists, lists_base, i) * M
-                first = row.to(tl.int64)
-                q = load_tile(query, query_base + first * query.row, T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
-                bias_base = bias_start + first * bias.row if bias is not None else None
-                mask_base = mask_start + first * mask.row if mask is not None else None
+                start = row.to(tl.int64)
+                q = load_tile(query, query_base + start * query.row, T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
+                bias_base = bias_start + start * bias.row if bias is not None else None
+                mask_base = mask_start + start * mask.row if mask is not None else None
                 bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
-                below = load_rows(inverse, inverse_base + first * inverse.row, T - row, M, CHECK_T, WIDE)
+                below = load_rows(inverse, inverse_base + start * inverse.row, T - row, M, CHECK_T, WIDE)
                 r = rectified(
                     q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
                     BIAS, MASK, CAUSAL, SCALE, PARTIAL, True, PRECISION, WIDE,
@@ -316,7 +321,7 @@ def sources_kernel(
                 normalised = r * below[None, :]
                 do = q
                 if value is not None and FEATURES <= F or dvalue is not None:
-                    do_base = dout_base + first * dout.row
+                    do_base = dout_base + start * dout.row
                     do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, WIDE)
                 if seed is not None:
                     keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
@@ -327,12 +332,12 @@ def sources_kernel(
                     dv, unit_v = add_product(dv, unit_v, weights, do, SCALED, PRECISION)
                 if SCORES:
                     dp = weight_gradients(
-                        do, dout, dout_base + first * dout.row, value, value_base, row, column, T, S,
+                        do, v, dout, dout_base + start * dout.row, value, value_base, row, column, T, S,
                         FEATURES, CHECK_T, M, N, F, True, True, PRECISION, WIDE,
                     )  # fmt: skip
                     if seed is not None:
                         dp = tl.where(keep, dp * keep_scale, 0.0)
-                    g0 = load_rows(shift, shift_base + first * shift.row, T - row, M, CHECK_T, WIDE)
+                    g0 = load_rows(shift, shift_base + start * shift.row, T - row, M, CHECK_T, WIDE)
                     ds = normalised * (dp - g0[None, :])
                     if dbias is not None:
                         sums += tl.sum(ds, 1)
@@ -409,11 +414,13 @@ def pairs_kernel(
         )  # fmt: skip
         dout_base = at(dout, i0, i1, i2, row)
         value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
-        do = q
+        do, v = q, k
         if value is not None and FEATURES <= F:
             do = load_tile(dout, dout_base, left, FEATURES, M, F, CHECK_T, FEATURES != F, WIDE)
+            v_base = at(value, i0, i1, i2, column)
+            v = load_tile(value, v_base, S - column, FEATURES, N, F, True, FEATURES != F, WIDE)
         dp = weight_gradients(
-            do, dout, dout_base, value, value_base, row, column, T, S,
+            do, v, dout, dout_base, value, value_base, row, column, T, S,
             FEATURES, CHECK_T, M, N, F, True, False, PRECISION, WIDE,
         )  # fmt: skip
         if seed is not None:

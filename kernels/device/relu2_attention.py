@@ -110,7 +110,7 @@ def forward_kernel(
             z += added
             v = load_tile(
                 value, value_base + column * value.row, S - j * N, FEATURES - features,
-                N, F, PARTIAL, FEATURES % F != 0, WIDE,
+                N, F, PARTIAL, FEATURES % F != 0 or FEATURES == 0, WIDE,
             )  # fmt: skip
             if seed is not None:
                 p = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), j * N, threshold, N), p, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..configurations import block, configuration
+from ..configurations import block, configuration, weight
 from ..launch import (
     Launch,
     Lead,
@@ -76,7 +76,8 @@ def _launch(
     assert query is not None and key is not None
     batches = Lead(lead, [*((t, 2) for t in (*inputs, affinity) if t is not None), (normalizer, 1)])
     width = block(query.size(-1))
-    tile = configuration("relu2_affinity", query, 0)
+    kind = kind_of(bias, scalars=True)
+    tile = configuration("relu2_affinity", query, 0, weight(diagonal, False, kind, attn_mask is not None, False))
     views = [batches.optional(t) for t in (*inputs, affinity)]
     tiles = (query.size(-2) + tile.M - 1) // tile.M
     return Launch(
@@ -99,7 +100,7 @@ def _launch(
             M=tile.M,
             N=tile.N,
             E=width,
-            BIAS=kind_of(bias, scalars=True),
+            BIAS=kind,
             MASK=kind_of(attn_mask, scalars=False),
             CAUSAL=diagonal is not None,
             SCALE=scale != 1.0,

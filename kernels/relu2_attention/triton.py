@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..configurations import block, configuration
+from ..configurations import block, configuration, weight
 from ..launch import (
     Launch,
     Lead,
@@ -160,7 +160,10 @@ def _forward(
     T, S = query.size(-2), key.size(-2)
     batches = Lead(lead, [*((t, 2) for t in (*inputs, out) if t is not None), (normalizer, 1)])
     width = block(query.size(-1))
-    tile = configuration("relu2_attention", query, value.size(-1))
+    kind = kind_of(bias, scalars=True)
+    masked = attn_mask is not None or active.numel() > 0
+    heavy = weight(diagonal, cu_seqlens_q is not None, kind, masked, seed is not None)
+    tile = configuration("relu2_attention", query, value.size(-1), heavy)
     lists = None
     if attn_mask is not None:
         lists = tile_lists(mask_states(batches, attn_mask, T, S, diagonal), T, S, tile.M, tile.N)
@@ -198,7 +201,7 @@ def _forward(
             N=tile.N,
             E=width,
             F=tile.features,
-            BIAS=kind_of(bias, scalars=True),
+            BIAS=kind,
             MASK=kind_of(attn_mask, scalars=False),
             CAUSAL=diagonal is not None,
             SCALE=scale != 1.0,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import glomo
-from parity import DTYPES, check_parity, random
+from parity import DEVICE, DTYPES, check_parity, random
 
 CU_Q = torch.tensor([0, 3, 3, 10, 11], dtype=torch.int32)
 CU_K = torch.tensor([0, 0, 4, 12, 13], dtype=torch.int32)
@@ -85,6 +85,7 @@ def test_empty_batch():
     assert query.grad.shape == (0, 4, 8)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="reading the boundaries would wait for the GPU")
 @pytest.mark.parametrize("cu", [[0, 5, 4, 11], [0, 5, 10], [1, 5, 11], [0, 5, 12]])
 def test_boundaries_out_of_order(cu):
     query = random(11, 2, 4)
@@ -109,6 +110,8 @@ def test_boundaries_out_of_order(cu):
     ],
 )
 def test_errors_name_the_argument(change, error, words):
+    if DEVICE != "cpu" and change == dict(max_seqlen_q=6):
+        pytest.skip("reading the boundaries would wait for the GPU")
     query, key, value = packed()
     arguments = dict(
         query=query, key=key, value=value, cu_seqlens_q=CU_Q, cu_seqlens_k=CU_K, max_seqlen_q=7, max_seqlen_k=8

@@ -32,9 +32,9 @@ DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat1
 """What every op computes in; Triton's interpreter gets bf16 wrong."""
 IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else [])
 """The backends that run here."""
-EXAMPLES = 25 if INTERPRETED else 60
-PHASES = tuple(p for p in Phase if not INTERPRETED or p not in (Phase.shrink, Phase.explain))
-"""Hypothesis would shrink a failure for minutes in the interpreter."""
+EXAMPLES = 60 if IMPLEMENTATIONS[-1] != "triton" else 25
+PHASES = tuple(p for p in Phase if EXAMPLES == 60 or p not in (Phase.shrink, Phase.explain))
+"""Every Triton kernel takes seconds, to interpret or to compile: fewer examples, and no search for smaller failures."""
 
 Call = Callable[..., Any]
 _NUDGES = torch.Generator("cpu").manual_seed(1)

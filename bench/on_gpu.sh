@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in parts of under eight minutes each:
+#
+#   bench/on_gpu.sh test     the GPU tests: parity in bf16, fp16 and fp32, races, CUDA graphs, memory checker
+#   bench/on_gpu.sh tune     tile shapes of what is not tuned yet -> kernels/tuned/sm_*.json
+#   bench/on_gpu.sh bench    the benchmark with all peers -> bench/results/
+#
+# A part that runs into its limit says so and goes on where it stopped when it is called again. It needs python3 with PyTorch
+# (2.11 or newer), Triton, numpy, pytest, hypothesis, pytest-benchmark and matplotlib, and nothing else: no network, no
+# installation. Results are also copied to the folder $OUT, if that is set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+python=${PYTHON:-python3}
+limit=${LIMIT:-440} # seconds
+
+# The package as it is installed (kernels/ as glomo/kernels), made of links.
+tree=$root/.build/tree
+rm -rf "$tree" && mkdir -p "$tree/glomo"
+ln -s "$root"/glomo/* "$tree/glomo/"
+ln -s "$root/kernels" "$tree/glomo/kernels"
+ln -s "$root/bench" "$root/tests" "$root/pyproject.toml" "$root/README.md" "$tree/"
+cd "$tree"
+
+"$python" - <<'PY'
+import torch, triton
+assert torch.cuda.is_available(), "there is no GPU here"
+print(torch.cuda.get_device_name(), "torch", torch.__version__, "Triton", triton.__version__)
+PY
+
+relu2="tests/kernels/test_relu2_attention.py tests/kernels/test_relu2_affinity.py tests/kernels/test_varlen.py"
+status=0
+case "${1:-}" in
+test)
+    GLOMO_TEST_DEVICE=cuda timeout "$limit" "$python" -m pytest -q -n "${JOBS:-8}" --dist worksteal \
+        $relu2 tests/kernels/test_triton.py tests/kernels/test_triton_gpu.py -k "not softmax" || status=$?
+    if command -v compute-sanitizer >/dev/null; then
+        echo "memory checker:"
+        # a fixed set of small cases; 9 is the exit status for what the checker finds
+        GLOMO_TEST_DEVICE=cuda PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 \
+            compute-sanitizer --tool memcheck --error-exitcode 9 "$python" -m pytest -q \
+            tests/kernels/test_relu2_attention.py -k "grouped_heads or zero_stride or broadcast_leading" ||
+            { found=$?; [ $found -eq 9 ] && status=9 || echo "the memory checker did not finish (exit status $found)"; }
+    else
+        echo "memory checker: skipped, compute-sanitizer is not installed"
+    fi
+    ;;
+tune)
+    "$python" -m bench.codegen --quick --arch "$("$python" -c 'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')"
+    timeout "$((limit + 30))" "$python" -m bench.tune --minutes "$((limit / 60 - 1))" || status=$?
+    [ -z "${OUT:-}" ] || cp "$root"/kernels/tuned/sm_*.json "$OUT/"
+    ;;
+bench)
+    timeout "$((limit + 30))" "$python" -m bench --grid gpu --minutes "$((limit / 60 - 1))" --save || status=$?
+    if [ -n "${OUT:-}" ]; then
+        find "$root/bench/results" -newer "$tree" -type f -exec cp {} "$OUT/" \;
+        cp "$root"/.build/bench/*.jsonl "$OUT/"
+    fi
+    ;;
+*)
+    echo "usage: bench/on_gpu.sh test|tune|bench" >&2
+    exit 64
+    ;;
+esac
+[ $status -ne 2 ] && [ $status -ne 124 ] || echo "Not finished: run the same command again."
+exit $status
