@@ -137,6 +137,11 @@ def kind_of(t: Tensor | None, scalars: bool) -> str:
     return "row" if rows else "column" if columns else "scalar"
 
 
+def diagonal_within(diagonal: int | None, num_targets: int, num_sources: int) -> int:
+    """A diagonal that allows the same pairs and stays far from the ends of 32-bit integers."""
+    return max(-num_targets, min(diagonal or 0, num_sources))
+
+
 def precision(dtype: torch.dtype) -> str:
     """fp32 products follow torch.get_float32_matmul_precision(); the others have one way only."""
     full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"

@@ -14,6 +14,7 @@ from .launch import (
     Operand,
     TooManyDimensions,
     at_least_2d,
+    diagonal_within,
     expand_all,
     is_wide,
     kind_of,
@@ -55,10 +56,12 @@ def score_gradients(
         call = _Call(lead, dout, dnormalizer, out, normalizer, active, inputs, cu_seqlens_q, cu_seqlens_k)
     except TooManyDimensions:
         wide = expand_all(lead, inputs)
-        call = _Call(lead, dout.contiguous(), dnormalizer, out, normalizer, active, wide, cu_seqlens_q, cu_seqlens_k)
+        call = _Call(
+            lead, dout.contiguous(), dnormalizer.contiguous(), out, normalizer, active, wide, cu_seqlens_q, cu_seqlens_k
+        )
     call.options = dict(
         seed=seed,
-        diagonal=diagonal or 0,
+        diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
         threshold=round(dropout_p * 2**32),
         keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
@@ -163,7 +166,7 @@ class _Call:
         masked = self.mask is not None or self.active.numel() > 0
         heavy = weight(self.diagonal, self.packed, kind, masked, self.options["seed"] is not None)
         tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
-        views = [*self.operands.values(), self.out]
+        views = [*self.operands.values(), self.out, self.dnormalizer]
         constants = dict(
             WIDTH=self.query.size(-1),
             CHECK_T=self.packed or self.T % tile.M != 0,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .configurations import Configuration
-from .launch import Launch, Lead, Operand, is_wide
+from .launch import Launch, Lead, Operand, diagonal_within, is_wide
 
 GRANULE = 32
 """Targets and sources of a block: every tile is a multiple of it ..."""
@@ -42,7 +42,7 @@ def mask_states(lead: Lead, mask: Tensor, num_targets: int, num_sources: int, di
             T=num_targets,
             S=num_sources,
             columns=columns,
-            diagonal=diagonal or 0,
+            diagonal=diagonal_within(diagonal, num_targets, num_sources),
         ),
         dict(G=GRANULE, CAUSAL=diagonal is not None, WIDE=is_wide([source], GRANULE, GRANULE)),
         _BUILDER,

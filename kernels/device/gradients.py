@@ -70,9 +70,9 @@ def weight_gradients(
         base = value_base + column.to(tl.int64) * value.row
         dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
         for first in range(0, FEATURES, F):
-            left = FEATURES - first
-            b = load_tile(value, base + first * value.column, S - column, left, N, F, CHECK, True, WIDE)
-            a = load_tile(dout, dout_base + first * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
+            left, wide = FEATURES - first, tl.cast(first, tl.int64)
+            b = load_tile(value, base + wide * value.column, S - column, left, N, F, CHECK, True, WIDE)
+            a = load_tile(dout, dout_base + wide * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
             if TRANSPOSED:
                 dp = product(b, tl.trans(a), dp, PRECISION)
             else:
@@ -144,7 +144,7 @@ def targets_kernel(
     value_base = at(value, i0, i1, i2, column0) if value is not None else None
     dout_base = at(dout, i0, i1, i2, row0 + row)
     lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
-    bias_base = at(bias, i0, i1, i2, row0 + row) + column0 * bias.column if bias is not None else None
+    bias_base = at(bias, i0, i1, i2, row0 + row) + column0.to(tl.int64) * bias.column if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
@@ -164,8 +164,10 @@ def targets_kernel(
             delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         else:
             for first in range(0, FEATURES, F):
-                d = load_tile(dout, dout_base + first * dout.column, T - row, FEATURES - first, M, F, CHECK_T, CHECK_F, WIDE)
-                o = load_tile(out, out_base + first, T - row, FEATURES - first, M, F, CHECK_T, CHECK_F, WIDE)
+                left = FEATURES - first
+                d_base = dout_base + tl.cast(first, tl.int64) * dout.column
+                d = load_tile(dout, d_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
+                o = load_tile(out, out_base + first, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
                 delta += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
     g0 = delta - from_z
 
@@ -295,11 +297,11 @@ def sources_kernel(
         i0, i1, i2 = k0 + r0, k1 + r1, k2 + r2
         n = (i0 * lead[0] + i1) * lead[1] + i2 + first_n
         query_base = at(query, i0, i1, i2, row0)
-        dout_base = at(dout, i0, i1, i2, row0) + features * dout.column
+        dout_base = at(dout, i0, i1, i2, row0) + features.to(tl.int64) * dout.column
         value_base = at(value, i0, i1, i2, column0) if value is not None else None
         inverse_base = at(inverse, i0, i1, i2, row0)
         shift_base = at(shift, i0, i1, i2, row0)
-        bias_start = at(bias, i0, i1, i2, row0) + column0 * bias.column if bias is not None else None
+        bias_start = at(bias, i0, i1, i2, row0) + column0.to(tl.int64) * bias.column if bias is not None else None
         mask_start = at(mask, i0, i1, i2, row0) if mask is not None else None
         lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
         walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)

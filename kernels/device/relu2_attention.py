@@ -86,9 +86,9 @@ def forward_kernel(
 
     q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
     key_base = at(key, i0, i1, i2, column0)
-    value_base = at(value, i0, i1, i2, column0) + features * value.column
+    value_base = at(value, i0, i1, i2, column0) + features.to(tl.int64) * value.column
     lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
-    bias_base = at(bias, i0, i1, i2, row0 + row) + column0 * bias.column if bias is not None else None
+    bias_base = at(bias, i0, i1, i2, row0 + row) + column0.to(tl.int64) * bias.column if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
