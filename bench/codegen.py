@@ -1,12 +1,14 @@
-"""What the compiler makes of the Triton kernels, without a GPU: `python -m bench.codegen [--arch 80 90 100 gfx942] [--quick]`.
+"""What the compiler makes of the Triton kernels, without a GPU: `python -m bench.codegen [--arch 80 90 100 gfx942]
+[--quick]`.
 
-Every launch of the ops on "meta" tensors is recorded and compiled for the architecture, with the shipped configuration and
-with the argument properties (divisibility, ones) that a real launch would have. A row is printed for each; the command fails
-on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the chip has.
+Every launch of the ops on "meta" tensors is recorded and compiled for the architecture, with the shipped configuration
+and with the argument properties (divisibility, ones) that a real launch would have. A row is printed for each; the
+command fails on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the
+chip has.
 
-The prediction is of the busiest loop: with T the tensor cores' clocks and C the instructions that each scheduler issues in one
-turn, a lone block of threads spends T + C on one tile, and perfect overlap max(T, C). Both are given as TFLOP/s that count the
-tile's products once (a compiler may execute more).
+The prediction is of the busiest loop: with T the tensor cores' clocks and C the instructions that each scheduler issues
+in one turn, a lone block of threads spends T + C on one tile, and perfect overlap max(T, C). Both are given as TFLOP/s
+that count the tile's products once (a compiler may execute more).
 """
 
 from __future__ import annotations
@@ -76,7 +78,11 @@ def attend(
 ) -> None:
     """relu2_attention forward and backward."""
     shape = (case.heads, case.size)
-    query, key, value = case.tensor(*shape, case.width), case.tensor(*shape, case.width), case.tensor(*shape, case.features)
+    query, key, value = (
+        case.tensor(*shape, case.width),
+        case.tensor(*shape, case.width),
+        case.tensor(*shape, case.features),
+    )
     b, m = bias_and_mask(case, bias, mask)
     seed = torch.zeros((), dtype=torch.int64, device=case.device) if dropout_p else None
     arguments = (query, key, value, b, m, seed, dropout_p, diagonal, 1.0, 1e-6)
@@ -89,7 +95,11 @@ def attend(
 def attend_packed(case: Case) -> None:
     """relu2_attention_varlen forward and backward: 16 sequences of equal length."""
     shape = (16 * case.size, max(case.heads // 16, 1))
-    query, key, value = case.tensor(*shape, case.width), case.tensor(*shape, case.width), case.tensor(*shape, case.features)
+    query, key, value = (
+        case.tensor(*shape, case.width),
+        case.tensor(*shape, case.width),
+        case.tensor(*shape, case.features),
+    )
     ends = torch.arange(17, dtype=torch.int32, device=case.device) * case.size
     arguments = (query, key, value, ends, ends, None, None, 0.0, -1, 1.0, 1e-6)
     outputs = attention.relu2_attention_varlen_forward(*arguments)
@@ -144,7 +154,7 @@ def launches(case: Case, architecture: str) -> list[Launch]:
 
     with (
         mock.patch.object(Launch, "run", record),
-        mock.patch.object(configurations, "architecture", lambda device: architecture),
+        mock.patch.object(configurations, "architecture", return_value=architecture),
     ):
         case.run(case)
     return found
@@ -241,7 +251,7 @@ def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -
         log = _output(ptxas, "-v", f"--gpu-name={gpu}", str(ptx), "-o", f"{folder}/again")
         usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin))
         sass = _output(knobs.nvidia.cuobjdump.path, "-sass", str(cubin))
-    lines = [m for m in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
+    lines = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)
     count = lambda pattern: sum(bool(re.search(rf"\b(?:{pattern})\b", text)) for _, text in lines)
     registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
     per_thread = (registers + 7) // 8 * 8
@@ -300,7 +310,10 @@ def main() -> int:
     arguments = parser.parse_args()
     import triton
 
-    print(f"Triton {triton.__version__}; prediction = share of the tensor peak ({PEAK:.0f} TFLOP/s on an H200) in the main loop")
+    print(
+        f"Triton {triton.__version__}. T, C: clocks of tensor cores and schedulers in one turn of the main loop; "
+        f"TFLOP/s without and with perfect overlap, of {PEAK:.0f} (an H200)"
+    )
     bad = 0
     for architecture in arguments.arch:
         seen = set()
@@ -317,7 +330,9 @@ def main() -> int:
                     while error.__cause__:
                         error = error.__cause__  # type: ignore[assignment]
                     bad += 1
-                    print(f"FAIL {name} {launch.kernel.__name__} {case[:4]}: {type(error).__name__}: {str(error)[:400]}")
+                    print(
+                        f"FAIL {name} {launch.kernel.__name__} {case[:4]}: {type(error).__name__}: {str(error)[:400]}"
+                    )
                     continue
                 bad += bool(r.problems)
                 print(line(name, case, launch, r), flush=True)
@@ -329,7 +344,8 @@ def line(name: str, case: Case, launch: Launch, r: Report) -> str:
     c = launch.configuration
     tile = f"{c.M}x{c.N}" if c.M else "-"
     text = (
-        f"{name:7} {launch.kernel.__name__.removesuffix('_kernel'):12} {str(case.dtype)[6:]:8} {case.width:3}/{case.features:<4} "
+        f"{name:7} {launch.kernel.__name__.removesuffix('_kernel'):12} "
+        f"{str(case.dtype)[6:]:8} {case.width:3}/{case.features:<4} "
         f"{tile:8} w{c.warps} s{c.stages} {r.registers:3} reg {r.spills:3} spill {r.shared // 1024:3} KiB "
         f"{r.blocks} blocks {r.tensor:3} mma {r.copies:3} async"
     )

@@ -1,9 +1,10 @@
-"""Chooses the tile shapes of the Triton kernels and writes them to kernels/tuned: `python -m bench.tune [--offline 90]`.
+"""Chooses the tile shapes of the Triton kernels and writes them to kernels/tuned: `python -m bench.tune [--offline
+90]`.
 
-On a GPU every candidate that compiles without spills is timed, on a long and a short case; `--offline ARCH` chooses by what
-`bench.codegen` predicts from the machine code instead. An entry is the best candidate for a kernel, a dtype, a width and the
-weight of a call (see glomo.kernels.configurations); it is kept only where every kind of call of that weight compiles cleanly.
-A run that was stopped goes on where it was.
+On a GPU every candidate that compiles without spills is timed, on a long and a short case; `--offline ARCH` chooses by
+what `bench.codegen` predicts from the machine code instead. An entry is the best candidate for a kernel, a dtype, a
+width and the weight of a call (see glomo.kernels.configurations); it is kept only where every kind of call of that
+weight compiles cleanly. A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations

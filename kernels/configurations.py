@@ -1,8 +1,8 @@
 """Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
 
-A file is {kernel: {dtype: [entry, ...]}}. An entry says how wide a query or a value and how heavy a call it has the registers
-for, then the numbers of a :class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes such a file;
-nothing is tuned at a user's call.
+A file is {kernel: {dtype: [entry, ...]}}. An entry says how wide a query or a value and how heavy a call it has the
+registers for, then the numbers of a :class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes
+such a file; nothing is tuned at a user's call.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def block(size: int) -> int:
 
 
 def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool) -> int:
-    """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, or a bias
-    for every pair."""
+    """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, or a
+    bias for every pair."""
     if masked or dropout or bias_kind == "full":
         return 2
     return 1 if packed or diagonal is not None else 0

@@ -1,15 +1,15 @@
 """The host's side of the Triton kernels: tensors as operands with three leading dimensions, and one launch as data.
 
-Nothing here imports Triton, so that `import glomo` stays light and works where Triton is missing. A `Launch` holds all that
-a kernel gets: it is run on a GPU (or by Triton's interpreter), and compiled offline by `bench.codegen`.
+Nothing here imports Triton, so that `import glomo` stays light and works where Triton is missing. A `Launch` holds all
+that a kernel gets: it is run on a GPU (or by Triton's interpreter), and compiled offline by `bench.codegen`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ Strides = tuple[int, ...]
 
 
 class Operand(NamedTuple):
-    """A tensor (d0, d1, d2, rows, columns) as kernels see it; a stride of 0 broadcasts. Row statistics have no columns."""
+    """A tensor (d0, d1, d2, rows, columns) as kernels see it; a stride of 0 broadcasts. Statistics of rows have no
+    columns."""
 
-    pointer: Tensor
-    batch: tuple[int, int, int]
+    pointer: Any  # a tensor, or None in what is remembered
+    batch: tuple[int, ...]
     row: int
     column: int = 0
 
@@ -70,11 +71,12 @@ class TooManyDimensions(Exception):
 
 
 class Lead:
-    """The leading dimensions of a call, collapsed to three: neighbours that are one walk through memory for every tensor
-    become one dimension."""
+    """The leading dimensions of a call, collapsed to three: neighbours that are one walk through memory for every
+    tensor become one dimension."""
 
     def __init__(self, lead: torch.Size, tensors: Sequence[tuple[Tensor, int]]) -> None:
         self.lead = lead
+        self._owns: dict[torch.Size, tuple[bool, ...]] = {}
         marks = [owned(t, lead, tail) for t, tail in tensors]
         vectors = marks + [lead_strides(t, lead, tail) for t, tail in tensors]
         self.groups: list[list[int]] = []  # of dimension numbers, outermost first
@@ -99,7 +101,7 @@ class Lead:
         batch = tuple(strides[group[-1]] if group else 0 for group in self.groups)
         row = t.stride(-tail) if t.size(-tail) != 1 else 0
         column = 0 if tail == 1 else t.stride(-1) if t.size(-1) != 1 else 0
-        return Operand(t, batch, row, column)  # type: ignore[arg-type]
+        return Operand(t, batch, row, column)
 
     def optional(self, t: Tensor | None, tail: int = 2) -> Operand | None:
         return None if t is None else self.operand(t, tail)
@@ -108,8 +110,11 @@ class Lead:
         """For each of the three dimensions, whether t has its own rows there."""
         if t is None:
             return (False,) * 3
-        marks = owned(t, self.lead, tail)
-        return tuple(bool(group) and marks[group[-1]] != 0 for group in self.groups)
+        sizes = t.shape[: t.dim() - tail]
+        if sizes not in self._owns:
+            marks = owned(t, self.lead, tail)
+            self._owns[sizes] = tuple(bool(group) and marks[group[-1]] != 0 for group in self.groups)
+        return self._owns[sizes]
 
     def sum_to(self, buffer: Tensor, t: Tensor, kept: tuple[bool, ...], tail: int = 2) -> Tensor:
         """A gradient buffer (k0, k1, k2, *tail), whole in the kept dimensions, as t's gradient."""
@@ -120,7 +125,36 @@ class Lead:
         return buffer.reshape(t.shape).to(t.dtype)
 
 
-def is_wide(operands: Sequence[Operand | None], rows: int, columns: int) -> bool:
+def broadcast(*leads: torch.Size) -> torch.Size:
+    """torch.broadcast_shapes, without its time where there is nothing to broadcast."""
+    return leads[0] if all(lead == leads[0] for lead in leads) else torch.broadcast_shapes(*leads)
+
+
+def layout(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """All that a launch depends on but the addresses: the key under which its preparation is remembered."""
+    return tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device.index) for t in tensors)
+
+
+Key = TypeVar("Key")
+Prepared = TypeVar("Prepared")
+
+
+def remembered(memory: dict[Key, Prepared], key: Key, prepare: Callable[[], Prepared]) -> Prepared:
+    """prepare() once for each key: preparing a launch takes the host longer than the GPU needs for a short one."""
+    found = memory.get(key)
+    if found is None:
+        if len(memory) >= 4096:
+            memory.clear()
+        found = memory[key] = prepare()
+    return found
+
+
+def at_addresses(operands: dict[str, Operand | None], tensors: dict[str, Tensor | None]) -> dict[str, Operand | None]:
+    """The same operands for other tensors of the same layout."""
+    return {name: None if x is None else Operand(tensors[name], *x[1:]) for name, x in operands.items()}
+
+
+def is_wide(operands: Iterable[Operand | None], rows: int, columns: int) -> bool:
     """Whether an offset within a tile may need more than 32 bits."""
     return any(abs(x.row) * rows + abs(x.column) * columns >= 2**31 for x in operands if x is not None)
 

@@ -1,7 +1,9 @@
-"""The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention and relu2_affinity."""
+"""The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention and
+relu2_affinity."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -13,12 +15,15 @@ from .launch import (
     Lead,
     Operand,
     TooManyDimensions,
+    at_addresses,
     at_least_2d,
     diagonal_within,
     expand_all,
     is_wide,
     kind_of,
+    layout,
     precision,
+    remembered,
 )
 from .triton_lists import mask_states, tile_lists, transposed
 
@@ -51,29 +56,28 @@ def score_gradients(
     Without a value, out is the affinity and dout its gradient; packed batches come as views (..., total, D).
     """
     lead = normalizer.shape[:-1]
-    inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
-    try:
-        call = _Call(lead, dout, dnormalizer, out, normalizer, active, inputs, cu_seqlens_q, cu_seqlens_k)
-    except TooManyDimensions:
-        wide = expand_all(lead, inputs)
-        call = _Call(
-            lead, dout.contiguous(), dnormalizer.contiguous(), out, normalizer, active, wide, cu_seqlens_q, cu_seqlens_k
-        )
-    call.options = dict(
-        seed=seed,
+    inputs = dict(query=query, key=key, value=value, bias=at_least_2d(bias), mask=at_least_2d(attn_mask))
+    rows = dict(dout=dout, out=None if value is None else out, normalizer=normalizer, dnormalizer=dnormalizer)
+    options = dict(
         diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
         threshold=round(dropout_p * 2**32),
         keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
     )
-    call.diagonal, call.eps = diagonal, eps
+    sequences = (cu_seqlens_q, cu_seqlens_k)
+    try:
+        call = _call(lead, inputs | rows, active, sequences, seed, diagonal, eps, options)
+    except TooManyDimensions:
+        wide = dict(zip(inputs, expand_all(lead, list(inputs.values())), strict=True))
+        rows |= dict(dout=dout.contiguous(), dnormalizer=dnormalizer.contiguous())
+        call = _call(lead, wide | rows, active, sequences, seed, diagonal, eps, options)
     need_query, need_key, need_value, need_bias = needs
-    kind = kind_of(inputs[3], scalars=True) if need_bias else "none"
-    rows, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
-    dkey, dvalue, column_sums = call.sources(rows, need_key, need_value, kind == "column")
+    kind = kind_of(inputs["bias"], scalars=True) if need_bias else "none"
+    per_row, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
+    dkey, dvalue, column_sums = call.sources(per_row, need_key, need_value, kind == "column")
     dbias = row_sums if row_sums is not None else column_sums
     if kind == "full":
-        dbias = call.pairs(rows)
+        dbias = call.pairs(per_row)
     gradients = [dquery, dkey, dvalue, dbias]
     return [
         query.new_empty(0) if g is None or t is None else g if g.shape == t.shape else g.sum_to_size(t.shape)
@@ -81,48 +85,70 @@ def score_gradients(
     ]
 
 
+_CALLS: dict[Any, _Call] = {}
+
+
+def _call(
+    lead: torch.Size,
+    tensors: dict[str, Tensor | None],
+    active: Tensor,
+    sequences: tuple[Tensor | None, Tensor | None],
+    seed: Tensor | None,
+    diagonal: int | None,
+    eps: float,
+    options: dict[str, Any],
+) -> _Call:
+    """One backward pass, from what is remembered of an earlier one with the same layout."""
+    query = tensors["query"]
+    assert query is not None
+    settings = (diagonal, eps, seed is not None, *options.values(), precision(query.dtype))
+    known = (lead, layout(*tensors.values(), active, *sequences), settings)
+    call = copy.copy(remembered(_CALLS, known, lambda: _Call(lead, tensors)))
+    call.query, call.key, call.value, call.bias, call.mask = (
+        tensors[n] for n in ("query", "key", "value", "bias", "mask")
+    )
+    call.operands = at_addresses(call.operands, tensors)
+    call.active, call.states = active, None
+    call.cu_seqlens_q, call.cu_seqlens_k = sequences
+    call.packed = sequences[0] is not None
+    call.sequences = 0 if sequences[0] is None else sequences[0].size(0) - 1
+    call.diagonal, call.eps, call.seed = diagonal, eps, seed
+    call.options = options
+    return call
+
+
 class _Call:
     """One backward pass: the operands that its kernels share."""
 
-    options: dict[str, Any]
+    query: Any  # tensors, None where the call has none
+    key: Any
+    value: Any
+    bias: Any
+    mask: Any
+    active: Tensor
+    seed: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    states: Operand | None
+    packed: bool
+    sequences: int
     diagonal: int | None
     eps: float
+    options: dict[str, Any]
 
-    def __init__(
-        self,
-        lead: torch.Size,
-        dout: Tensor,
-        dnormalizer: Tensor,
-        out: Tensor,
-        normalizer: Tensor,
-        active: Tensor,
-        inputs: list[Tensor | None],
-        cu_seqlens_q: Tensor | None,
-        cu_seqlens_k: Tensor | None,
-    ) -> None:
-        query, key, value, bias, mask = inputs
+    def __init__(self, lead: torch.Size, tensors: dict[str, Tensor | None]) -> None:
+        tails = {name: 1 if name.endswith("normalizer") else 2 for name in tensors}
+        self.batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None])
+        views = {name: self.batches.optional(t, tails[name]) for name, t in tensors.items()}
+        self.operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
+        self.configurations: dict[str, tuple[Configuration, dict[str, Any]]] = {}
+        query, key = tensors["query"], tensors["key"]
         assert query is not None and key is not None
-        self.query, self.key, self.value, self.bias, self.mask = query, key, value, bias, mask
-        whole = [(t, 2) for t in (*inputs, dout, out) if t is not None]
-        self.batches = Lead(lead, [*whole, (normalizer, 1), (dnormalizer, 1)])
-        b = self.batches
         self.T, self.S = query.size(-2), key.size(-2)
-        self.packed = cu_seqlens_q is not None
-        self.sequences = 0 if cu_seqlens_q is None else cu_seqlens_q.size(0) - 1
-        self.operands = dict(
-            query=b.operand(query),
-            key=b.operand(key),
-            value=b.optional(value),
-            bias=b.optional(bias),
-            mask=b.optional(mask),
-            dout=b.operand(dout),
-        )
-        self.normalizer = b.operand(normalizer, 1)
-        self.out = b.optional(out if value is not None else None)
-        self.dnormalizer = b.operand(dnormalizer, 1)
-        self.sequence_ends = dict(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
-        self.active = active
-        self.states: Operand | None = None
+
+    def _inputs(self) -> dict[str, Operand | None]:
+        """Of the kernels that take what the first one made of the rows' statistics."""
+        return {name: self.operands[name] for name in ("query", "key", "value", "bias", "mask", "dout")}
 
     def _lists(self, tile: Configuration, over_targets: bool) -> Operand | None:
         """Tiles to visit, from the active blocks that the forward pass found or else from the mask."""
@@ -151,7 +177,7 @@ class _Call:
         if t is None:
             return None
         s = t.stride()
-        return Operand(t, s[:3], s[3], s[4] if t.dim() == 5 else 0)  # type: ignore[arg-type]
+        return Operand(t, s[:3], s[3], s[4] if t.dim() == 5 else 0)
 
     def _finish(self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], tail: int = 2) -> Tensor | None:
         return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, tail)
@@ -161,12 +187,14 @@ class _Call:
         return t.dtype if self.batches.owns(t) == kept else torch.float32
 
     def _configuration(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
+        return remembered(self.configurations, kernel, lambda: self._choose(kernel))
+
+    def _choose(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
         kind = kind_of(self.bias, scalars=True)
         masked = self.mask is not None or self.active.numel() > 0
-        heavy = weight(self.diagonal, self.packed, kind, masked, self.options["seed"] is not None)
+        heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
         tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
-        views = [*self.operands.values(), self.out, self.dnormalizer]
         constants = dict(
             WIDTH=self.query.size(-1),
             CHECK_T=self.packed or self.T % tile.M != 0,
@@ -180,7 +208,7 @@ class _Call:
             CAUSAL=self.diagonal is not None,
             SCALE=self.options["scale"] != 1.0,
             PRECISION=precision(self.query.dtype),
-            WIDE=is_wide(views, max(tile.M, tile.N), max(width, tile.features, tile.N)),
+            WIDE=is_wide(self.operands.values(), max(tile.M, tile.N), max(width, tile.features, tile.N)),
         )
         return tile, constants
 
@@ -202,9 +230,6 @@ class _Call:
             tiles * self.batches.count,
             dict(
                 **self.operands,
-                out=self.out,
-                normalizer=self.normalizer,
-                dnormalizer=self.dnormalizer,
                 shift=self._operand(rows[0]),
                 inverse=self._operand(rows[1]),
                 eps=self.eps,
@@ -216,7 +241,9 @@ class _Call:
                 S=self.S,
                 sequences=self.sequences,
                 tiles=tiles,
-                **self.sequence_ends,
+                cu_seqlens_q=self.cu_seqlens_q,
+                cu_seqlens_k=self.cu_seqlens_k,
+                seed=self.seed,
                 **self.options,
             ),
             dict(
@@ -278,7 +305,7 @@ class _Call:
             sources_kernel,
             tiles * owners * chunks,
             dict(
-                **self.operands,
+                **self._inputs(),
                 shift=self._operand(rows[0]),
                 inverse=self._operand(rows[1]),
                 dkey=self._operand(dkey),
@@ -292,7 +319,9 @@ class _Call:
                 S=self.S,
                 sequences=self.sequences,
                 tiles=tiles,
-                **self.sequence_ends,
+                cu_seqlens_q=self.cu_seqlens_q,
+                cu_seqlens_k=self.cu_seqlens_k,
+                seed=self.seed,
                 **self.options,
             ),
             dict(**constants, SCALED=self.query.dtype != torch.bfloat16),
@@ -314,7 +343,7 @@ class _Call:
             pairs_kernel,
             row_tiles * columns * owned[0] * owned[1] * owned[2],
             dict(
-                **self.operands,
+                **self._inputs(),
                 shift=self._operand(rows[0]),
                 inverse=self._operand(rows[1]),
                 dbias=self._operand(dbias),
@@ -324,6 +353,7 @@ class _Call:
                 T=self.T,
                 S=self.S,
                 tiles=columns,
+                seed=self.seed,
                 **self.options,
             ),
             constants,

@@ -87,4 +87,4 @@ def transposed(states: Operand) -> Operand:
 
 def _operand(t: Tensor, owns: tuple[bool, ...]) -> Operand:
     batch = tuple(t.stride(d) if own else 0 for d, own in enumerate(owns))
-    return Operand(t, batch, t.stride(3), t.stride(4))  # type: ignore[arg-type]
+    return Operand(t, batch, t.stride(3), t.stride(4))

@@ -156,7 +156,9 @@ def check_varlen(
         )
     check_count("max_seqlen_q", max_seqlen_q)
     check_count("max_seqlen_k", max_seqlen_k)
-    if query.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere reading them would wait for the GPU
+    if (
+        query.device.type == "cpu" and not torch.compiler.is_compiling()
+    ):  # elsewhere reading them would wait for the GPU
         for side, size, cu_seqlens, of, t in (
             ("q", max_seqlen_q, cu_seqlens_q, "query", query),
             ("k", max_seqlen_k, cu_seqlens_k, "key", key),

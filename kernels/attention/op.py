@@ -173,7 +173,11 @@ def attention_varlen(
     scale = _scale(scale, query)
     if enable_gqa:
         query, key, value, _ = split_heads(query, key, value, None)
-    run = reference.attention_varlen if select_backend("attention_varlen", query, key, value) == "reference" else _blocked_varlen
+    run = (
+        reference.attention_varlen
+        if select_backend("attention_varlen", query, key, value) == "reference"
+        else _blocked_varlen
+    )
     out, lse = run(
         query,
         key,

@@ -1,13 +1,14 @@
 """The gradient kernels of relu2_attention and relu2_affinity in Triton: no atomics, one owner for every number.
 
-With g[t, j] = dP[t, j] - delta[t] + dZ[t] (Z[t] + eps), where dP = dout V^T (relu2_affinity: dP = dA), the score's gradient is
-ds = 2 r g / (Z + eps). A kernel over blocks of targets sums dquery and the gradient of a bias per target, one over blocks
-of sources dkey, dvalue and the gradient of a bias per source, and one over tiles the gradient of a full bias.
+With g[t, j] = dP[t, j] - delta[t] + dZ[t] (Z[t] + eps), where dP = dout V^T (relu2_affinity: dP = dA), the score's
+gradient is ds = 2 r g / (Z + eps). A kernel over blocks of targets sums dquery and the gradient of a bias per target,
+one over blocks of sources dkey, dvalue and the gradient of a bias per source, and one over tiles the gradient of a full
+bias.
 
 delta[t] = sum_j A[t, j] dP[t, j]. The usual short cut <out, dout> is only as exact as the rounded out, which is far too
-little where dP and delta nearly cancel (a row with one source) and Z is small. So the first kernel starts from the short
-cut, sums in fp32 what is missing while it walks, and walks its rows once more where that changes them by more than a
-rounding of their own; the other kernels get the exact value.
+little where dP and delta nearly cancel (a row with one source) and Z is small. So the first kernel starts from the
+short cut, sums in fp32 what is missing while it walks, and walks its rows once more where that changes them by more
+than a rounding of their own; the other kernels get the exact value.
 """
 
 from __future__ import annotations
@@ -322,7 +323,7 @@ def sources_kernel(
                 )  # fmt: skip
                 normalised = r * below[None, :]
                 do = q
-                if value is not None and FEATURES <= F or dvalue is not None:
+                if (value is not None and FEATURES <= F) or dvalue is not None:
                     do_base = dout_base + start * dout.row
                     do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, WIDE)
                 if seed is not None:
@@ -399,7 +400,7 @@ def pairs_kernel(
     row_tiles = tl.cdiv(T, M)
     row = tl.program_id(0) // tiles % row_tiles * M
     k0, k1, k2 = batch_index(tl.program_id(0) // tiles // row_tiles, kept_lead)
-    first, left = row.to(tl.int64), T - row
+    left = T - row
     total = tl.zeros([M, N], tl.float32)
     visited = repeats[0] * repeats[1] * repeats[2]
     if CAUSAL:

@@ -1,7 +1,8 @@
-"""Which tiles a kernel visits, where a mask or a positive score decides: states of small blocks, and lists made of them.
+"""Which tiles a kernel visits, where a mask or a positive score decides: states of small blocks, and lists made of
+them.
 
-A block of GRANULE x GRANULE pairs is empty (0), mixed (1) or whole (2). A tile of a kernel is some blocks; a list row holds
-(number of whole tiles, number of tiles, the whole ones, the mixed ones): only mixed tiles look at masks.
+A block of GRANULE x GRANULE pairs is empty (0), mixed (1) or whole (2). A tile of a kernel is some blocks; a list row
+holds (number of whole tiles, number of tiles, the whole ones, the mixed ones): only mixed tiles look at masks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Scores of the ReLU² ops in Triton: r = relu(scale <q, k> + bias) on allowed pairs, tile by tile, in both orientations.
+"""Scores of the ReLU² ops in Triton: r = relu(scale <q, k> + bias) on allowed pairs, tile by tile, in both
+orientations.
 
-A bias comes as one of the kinds "none", "scalar" (one number a batch-head), "row" (a number a target), "column" (a number
-a source), "full"; a mask as "none", "column", "full". What a kind needs once is loaded outside the walk over the tiles.
+A bias comes as one of the kinds "none", "scalar" (one number a batch-head), "row" (a number a target), "column" (a
+number a source), "full"; a mask as "none", "column", "full". What a kind needs once is loaded outside the walk over the
+tiles.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def rectified(
         s = s + (bias_rows[None, :] if TRANSPOSED else bias_rows[:, None])
     elif BIAS == "column":
         columns = tl.arange(0, N)
-        b = tl.load(bias_base + (column + columns).to(tl.int64) * bias.column, columns < num_columns - column, other=0.0).to(tl.float32)
+        b = tl.load(
+            bias_base + (column + columns).to(tl.int64) * bias.column, columns < num_columns - column, other=0.0
+        ).to(tl.float32)
         s = s + (b[:, None] if TRANSPOSED else b[None, :])
     elif BIAS == "full":
         base = bias_base + column.to(tl.int64) * bias.column
@@ -64,7 +68,12 @@ def rectified(
             allowed = allowed & (j <= t + diagonal)
         if MASK == "column":
             columns = tl.arange(0, N)
-            m = tl.load(mask_base + (column + columns).to(tl.int64) * mask.column, columns < num_columns - column, other=0) != 0
+            m = (
+                tl.load(
+                    mask_base + (column + columns).to(tl.int64) * mask.column, columns < num_columns - column, other=0
+                )
+                != 0
+            )
             allowed = allowed & (m[:, None] if TRANSPOSED else m[None, :])
         elif MASK == "full":
             base = mask_base + column.to(tl.int64) * mask.column
@@ -75,9 +84,7 @@ def rectified(
 
 
 @triton.jit
-def bias_of_rows(
-    bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr
-):
+def bias_of_rows(bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
     """[M] for the kinds "scalar" and "row", and a placeholder for the others."""
     if BIAS == "row":
         return load_rows(bias, base, num_rows, M, CHECK, WIDE)

@@ -1,14 +1,13 @@
 """What the Triton kernels share: how a tensor reaches a kernel, tiles of it, scores, scaled sums and dropout.
 
-Kernels see every tensor as an `Operand` of `glomo.kernels.launch`: three leading dimensions and any strides. In the names below
-M counts the targets and N the sources of a tile.
+Kernels see every tensor as an `Operand` of `glomo.kernels.launch`: three leading dimensions and any strides. In the
+names below M counts the targets and N the sources of a tile.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-
 
 SMALLEST = tl.constexpr(2.0**-100)
 """The unit that scaled sums start from. Its inverse times fp16's range is still an fp32 number."""
@@ -120,8 +119,9 @@ def inverse_power_of_two(x):
 def add_product(acc, unit, weights, values, SCALED: tl.constexpr, PRECISION: tl.constexpr):
     """acc += weights values, [M, N] times [N, D], where acc is in units of `unit`, a power of two per row [M].
 
-    A square or a gradient may lie outside fp16, and its product with a value outside fp32: where SCALED, each row of the
-    weights is divided by a power of two near its largest value so far, exactly. bf16 has fp32's range and needs none.
+    A square or a gradient may lie outside fp16, and its product with a value outside fp32: where SCALED, each row of
+    the weights is divided by a power of two near its largest value so far, exactly. bf16 has fp32's range and needs
+    none.
     """
     if SCALED:
         larger = tl.maximum(unit, power_of_two(tl.max(tl.abs(weights), 1)))
@@ -154,7 +154,8 @@ def inverse_denominator(normalizer, eps):
 
 @triton.jit
 def kept(seed, n, rows, first_column, threshold, N: tl.constexpr):
-    """Which weights [M, N] survive dropout: Philox4x32-10 with counter (j // 4, t, n mod 2^32, n // 2^32), word j mod 4.
+    """Which weights [M, N] survive dropout: Philox4x32-10 with counter (j // 4, t, n mod 2^32, n // 2^32), word j mod
+    4.
 
     rows [M] are the targets t, first_column (a multiple of 4) is the first j, n the batch-head.
     """

@@ -11,6 +11,7 @@ from ..launch import (
     Lead,
     TooManyDimensions,
     at_least_2d,
+    broadcast,
     diagonal_within,
     expand_all,
     is_wide,
@@ -30,7 +31,7 @@ def relu2_affinity_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """(A, Z)."""
-    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    lead = broadcast(query.shape[:-2], key.shape[:-2])
     affinity = query.new_empty(*lead, query.size(-2), key.size(-2))
     normalizer = torch.empty(affinity.shape[:-1], dtype=torch.float32, device=query.device)
     inputs = [query, key, at_least_2d(bias), at_least_2d(attn_mask)]
@@ -55,9 +56,10 @@ def relu2_affinity_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key and bias."""
+    (daffinity, dnormalizer), (affinity, normalizer) = grad_outputs, outputs
     dquery, dkey, _, dbias = score_gradients(
-        *grad_outputs, *outputs, query.new_empty(0), query, key, None, bias, attn_mask, None, None, None,
-        0.0, diagonal, scale, eps, [needs[0], needs[1], False, needs[2]],
+        daffinity, dnormalizer, affinity, normalizer, query.new_empty(0), query, key, None, bias, attn_mask,
+        None, None, None, 0.0, diagonal, scale, eps, [needs[0], needs[1], False, needs[2]],
     )  # fmt: skip
     return [dquery, dkey, dbias]
 

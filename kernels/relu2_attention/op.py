@@ -35,7 +35,6 @@ _blocked = differentiable_op(
 )
 
 
-
 def _fake_triton(query, key, value, bias, *rest):
     out, normalizer = fake_rows(query, key, value)
     return out, normalizer, query.new_empty(triton.active_shape(out.shape[:-2], query, key, bias), dtype=torch.int8)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..configurations import block, configuration, weight
+from ..configurations import Configuration, block, configuration, weight
 from ..launch import (
     Launch,
     Lead,
+    Operand,
     TooManyDimensions,
+    at_addresses,
     at_least_2d,
+    broadcast,
     diagonal_within,
     expand_all,
     is_wide,
     kind_of,
+    layout,
     precision,
+    remembered,
 )
 from ..triton_backward import score_gradients
-from ..triton_lists import blocks, mask_states, tile_lists
+from ..triton_lists import GRANULE, blocks, mask_states, tile_lists
 
 SKIP_FROM = 1 << 20
 """Pairs (T S) from which on tiles without a positive score are skipped and remembered, where there is a bias to make
@@ -45,10 +52,10 @@ def relu2_attention_forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, Z, active blocks)."""
-    lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     normalizer = torch.empty(out.shape[:-1], dtype=torch.float32, device=query.device)
-    active = torch.zeros(active_shape(lead, query, key, bias), dtype=torch.int8, device=query.device)
+    active = query.new_zeros(active_shape(lead, query, key, bias), dtype=torch.int8)
     inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
     rest = (None, None, seed, out, normalizer, active, dropout_p, diagonal, scale, eps)
     try:
@@ -75,8 +82,9 @@ def relu2_attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
+    (dout, dnormalizer), (out, normalizer, active) = grad_outputs, outputs
     return score_gradients(
-        *grad_outputs, *outputs, query, key, value, bias, attn_mask, None, None, seed,
+        dout, dnormalizer, out, normalizer, active, query, key, value, bias, attn_mask, None, None, seed,
         dropout_p, diagonal, scale, eps, needs,
     )  # fmt: skip
 
@@ -100,9 +108,7 @@ def relu2_attention_varlen_forward(
     normalizer = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
     inputs = [query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None]
     views = (out.movedim(0, -2), normalizer.movedim(0, -1), query.new_empty(0))
-    _forward(
-        query.shape[1:-1], inputs, cu_seqlens_q, cu_seqlens_k, seed, *views, dropout_p, diagonal, scale, eps
-    )
+    _forward(query.shape[1:-1], inputs, cu_seqlens_q, cu_seqlens_k, seed, *views, dropout_p, diagonal, scale, eps)
     return out, normalizer
 
 
@@ -140,6 +146,20 @@ def _pairs(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.movedim((0, 1), (-2, -1))
 
 
+class _Plan(NamedTuple):
+    """What a forward launch needs besides the tensors."""
+
+    batches: Lead
+    operands: dict[str, Operand | None]
+    tile: Configuration
+    programs: int
+    numbers: dict[str, Any]
+    constants: dict[str, Any]
+
+
+_PLANS: dict[Any, _Plan] = {}
+
+
 def _forward(
     lead: torch.Size,
     inputs: list[Tensor | None],
@@ -158,59 +178,72 @@ def _forward(
 
     query, key, value, bias, attn_mask = inputs
     assert query is not None and key is not None and value is not None
-    T, S = query.size(-2), key.size(-2)
-    batches = Lead(lead, [*((t, 2) for t in (*inputs, out) if t is not None), (normalizer, 1)])
-    width = block(query.size(-1))
-    kind = kind_of(bias, scalars=True)
-    masked = attn_mask is not None or active.numel() > 0
-    heavy = weight(diagonal, cu_seqlens_q is not None, kind, masked, seed is not None)
-    tile = configuration("relu2_attention", query, value.size(-1), heavy)
+    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask, out=out)
+    tensors |= dict(normalizer=normalizer, active=active if active.numel() else None)
+    options = (dropout_p, diagonal, scale, eps, seed is not None, precision(query.dtype))
+    known = (lead, layout(*tensors.values(), cu_seqlens_q), options)
+    plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
+    operands = at_addresses(plan.operands, tensors)
     lists = None
     if attn_mask is not None:
-        lists = tile_lists(mask_states(batches, attn_mask, T, S, diagonal), T, S, tile.M, tile.N)
-    views = [batches.optional(t) for t in (*inputs, out)]
-    sequences = 0 if cu_seqlens_q is None else cu_seqlens_q.size(0) - 1
-    tiles = (T + tile.M - 1) // tile.M if cu_seqlens_q is None else T // tile.M + sequences
+        T, S = query.size(-2), key.size(-2)
+        lists = tile_lists(mask_states(plan.batches, attn_mask, T, S, diagonal), T, S, plan.tile.M, plan.tile.N)
+    varying = dict(lists=lists, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seed=seed)
+    Launch(forward_kernel, plan.programs, {**operands, **varying, **plan.numbers}, plan.constants, plan.tile).run()
+
+
+def _prepare(
+    lead: torch.Size,
+    tensors: dict[str, Tensor | None],
+    cu_seqlens: Tensor | None,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    dropout: bool,
+    precision: str,
+) -> _Plan:
+    query, key, value, bias, mask = (tensors[name] for name in ("query", "key", "value", "bias", "mask"))
+    assert query is not None and key is not None and value is not None
+    T, S = query.size(-2), key.size(-2)
+    whole = [(t, 1 if name == "normalizer" else 2) for name, t in tensors.items() if t is not None and name != "active"]
+    batches = Lead(lead, whole)
+    views = {name: batches.optional(t, 1 if name == "normalizer" else 2) for name, t in tensors.items()}
+    kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
+    masked = mask is not None or tensors["active"] is not None
+    tile = configuration("relu2_attention", query, value.size(-1), weight(diagonal, packed, kind, masked, dropout))
+    sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
+    tiles = T // tile.M + sequences if packed else (T + tile.M - 1) // tile.M
     chunks = max((value.size(-1) + tile.features - 1) // tile.features, 1)
-    Launch(
-        forward_kernel,
-        tiles * batches.count * chunks,
-        dict(
-            zip(("query", "key", "value", "bias", "mask", "out"), views, strict=True),
-            normalizer=batches.operand(normalizer, 1),
-            active=batches.operand(active) if active.numel() else None,
-            lists=lists,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            seed=seed,
-            lead=(*batches.sizes[1:], batches.count),
-            T=T,
-            S=S,
-            sequences=sequences,
-            tiles=tiles,
-            diagonal=diagonal_within(diagonal, T, S),
-            scale=scale,
-            eps=eps,
-            threshold=round(dropout_p * 2**32),
-            keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
-        ),
-        dict(
-            WIDTH=query.size(-1),
-            CHECK_T=cu_seqlens_q is not None or T % tile.M != 0,
-            FEATURES=value.size(-1),
-            M=tile.M,
-            N=tile.N,
-            E=width,
-            F=tile.features,
-            BIAS=kind,
-            MASK=kind_of(attn_mask, scalars=False),
-            CAUSAL=diagonal is not None,
-            SCALE=scale != 1.0,
-            SCALED=query.dtype != torch.bfloat16,
-            FLAG_ROWS=tile.M // 32,
-            FLAG_COLUMNS=tile.N // 32,
-            PRECISION=precision(query.dtype),
-            WIDE=is_wide(views, max(tile.M, tile.N), max(width, tile.features, tile.N)),
-        ),
-        tile,
-    ).run()
+    numbers = dict(
+        lead=(*batches.sizes[1:], batches.count),
+        T=T,
+        S=S,
+        sequences=sequences,
+        tiles=tiles,
+        diagonal=diagonal_within(diagonal, T, S),
+        scale=scale,
+        eps=eps,
+        threshold=round(dropout_p * 2**32),
+        keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
+    )
+    constants = dict(
+        WIDTH=query.size(-1),
+        CHECK_T=packed or T % tile.M != 0,
+        FEATURES=value.size(-1),
+        M=tile.M,
+        N=tile.N,
+        E=width,
+        F=tile.features,
+        BIAS=kind,
+        MASK=kind_of(mask, scalars=False),
+        CAUSAL=diagonal is not None,
+        SCALE=scale != 1.0,
+        SCALED=query.dtype != torch.bfloat16,
+        FLAG_ROWS=tile.M // GRANULE,
+        FLAG_COLUMNS=tile.N // GRANULE,
+        PRECISION=precision,
+        WIDE=is_wide(views.values(), max(tile.M, tile.N), max(width, tile.features, tile.N)),
+    )
+    operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
+    return _Plan(batches, operands, tile, tiles * batches.count * chunks, numbers, constants)

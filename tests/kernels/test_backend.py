@@ -27,7 +27,9 @@ def test_unknown_backends_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"use_backend's name is 'cuda'"), use_backend("cuda"):
         pass
     monkeypatch.setenv("GLOMO_BACKEND", "blokked")
-    with pytest.raises(ValueError, match=r"GLOMO_BACKEND is 'blokked', but the backends are reference, blocked, triton"):
+    with pytest.raises(
+        ValueError, match=r"GLOMO_BACKEND is 'blokked', but the backends are reference, blocked, triton"
+    ):
         glomo.attention(*random(3, 1, 2, 4).unbind())
 
 

@@ -145,14 +145,15 @@ def test_normalizer_adds_up_over_slices_of_the_sources(backend):
 
 
 def test_dropout_keeps_the_mean_and_the_normalizer():
-    query, key, value = random(64, 8, 8), random(64, 8, 8), random(64, 8, 8)
+    batch, repeats = (8, 40) if INTERPRETED else (64, 200)
+    query, key, value = random(batch, 8, 8), random(batch, 8, 8), random(batch, 8, 8)
     plain, z = glomo.relu2_attention(query, key, value, return_normalizer=True)
     torch.manual_seed(0)
-    runs = [glomo.relu2_attention(query, key, value, dropout_p=0.5, return_normalizer=True) for _ in range(200)]
+    runs = [glomo.relu2_attention(query, key, value, dropout_p=0.5, return_normalizer=True) for _ in range(repeats)]
     assert all(torch.equal(r[1], z) for r in runs)
     assert not torch.equal(runs[0][0], runs[1][0])
     mean = torch.stack([r[0] for r in runs]).mean(0)
-    assert (mean - plain).abs().mean() < 0.1 * plain.abs().mean()
+    assert (mean - plain).abs().mean() < (0.25 if INTERPRETED else 0.1) * plain.abs().mean()
     torch.manual_seed(0)
     assert torch.equal(glomo.relu2_attention(query, key, value, dropout_p=0.5), runs[0][0])
 

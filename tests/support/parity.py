@@ -7,8 +7,9 @@ An op meets it if, for the output and every gradient,
 where the fp64 run starts from the same (rounded) inputs, eager is the error of the reference in the op's own dtype, and
 sensitivity is how far the fp64 result moves when inputs, cotangents and every intermediate result move by one fp32
 rounding (Monte Carlo arithmetic): near a dead row the gradient of the normalised square is so steep, and a gradient
-summed over everything is so small against its terms, that two orders of summation differ by more than a factor. rounding is one of the result's largest value in its dtype, and a
-few in fp32 of the largest value of all results: gradients that cancel to nothing still carry their terms' roundings.
+summed over everything is so small against its terms, that two orders of summation differ by more than a factor.
+rounding is one of the result's largest value in its dtype, and a few in fp32 of the largest value of all results:
+gradients that cancel to nothing still carry their terms' roundings.
 """
 
 from __future__ import annotations
