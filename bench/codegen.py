@@ -25,7 +25,7 @@ from unittest import mock
 
 import torch
 
-from glomo.kernels import configurations
+from glomo.kernels import configurations, triton_backward
 from glomo.kernels.launch import Launch
 from glomo.kernels.relu2_affinity import triton as affinity
 from glomo.kernels.relu2_attention import triton as attention
@@ -129,23 +129,40 @@ CALLS: dict[str, Callable[[Case], None]] = {
 }
 
 
+def with_tf32(run: Callable[[Case], None]) -> Callable[[Case], None]:
+    def call(case: Case) -> None:
+        torch.set_float32_matmul_precision("high")
+        try:
+            run(case)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return call
+
+
 def cases(quick: bool) -> Iterator[Case]:
     if quick:
         for name in list(CALLS)[:2]:
             yield Case(name, torch.bfloat16, 64, 64, CALLS[name])
         return
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for width in (64, 128, 256):
+        # full fp32 stops at 64 columns (glomo.kernels.backend.TRITON_FP32_WIDTH)
+        for width in (64,) if dtype == torch.float32 else (64, 128, 256):
             for name, run in CALLS.items():
                 yield Case(name, dtype, width, width, run)
-        for width, features in [(32, 32), (64, 300), (64, 1024)]:
+        for width, features in [(32, 32)] if dtype == torch.float32 else [(32, 32), (64, 300), (64, 1024)]:
             yield Case("plain", dtype, width, features, attend)
+    for width in (64, 128, 256):
+        for name in ("plain", "glomo: strictly causal, bias per target", "full bias", "dropout", "affinity"):
+            yield Case(f"tf32, {name}", torch.float32, width, width, with_tf32(CALLS[name]))
 
 
 def launches(case: Case, architecture: str) -> list[Launch]:
     """What the case launches on a GPU of that architecture. On "meta" tensors nothing runs."""
     found: list[Launch] = []
     run = Launch.run
+    for memory in (attention._PLANS, triton_backward._CALLS):  # of other architectures and configurations
+        memory.clear()
 
     def record(launch: Launch) -> None:
         found.append(launch)

@@ -33,7 +33,7 @@ KERNELS = {
     "pairs": "pairs_kernel",
     "relu2_affinity": "affinity_kernel",
 }
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PRODUCTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 WIDTHS = (64, 128, 256)
 
 Run = Callable[[Case], None]
@@ -63,12 +63,12 @@ def calls(kernel: str, weight: int) -> list[Run]:
 
 def candidates(kernel: str, dtype: torch.dtype, width: int) -> list[Configuration]:
     """Tile shapes worth a try, from large to small."""
-    features = [width] if dtype != torch.float32 else [32]
+    features = [width]
     if width == 256:
         features = [128, 64] if kernel in ("targets", "sources", "pairs") else [256, 128]
     shapes: list[tuple[int, int, int]]
     if dtype == torch.float32:
-        shapes = [(64, 32, 8), (32, 64, 8), (32, 32, 8), (32, 32, 4)]
+        shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8), (64, 32, 16), (32, 64, 4), (32, 32, 8), (32, 32, 4)]
     elif kernel in ("sources", "pairs"):
         shapes = [(64, 128, 8), (64, 64, 4), (32, 128, 8), (32, 64, 4), (64, 64, 8), (32, 64, 8)]
     else:
@@ -145,11 +145,11 @@ def main() -> int:
     unfinished = arguments.out / f"sm_{arch}.unfinished.json"
     table = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     for kernel in KERNELS:
-        for dtype in DTYPES:
-            name = str(dtype)[6:]
+        for name, dtype in PRODUCTS.items():
+            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
             entries = table.setdefault(kernel, {}).setdefault(name, [])
             done = {(e["width"], e["weight"]) for e in entries}
-            for width in WIDTHS:
+            for width in WIDTHS if name != "float32" else WIDTHS[:1]:
                 # what is heavy or slow anyway gets one entry for all weights
                 light = dtype != torch.float32 and width < 256 and kernel not in ("pairs", "relu2_affinity")
                 for weight in (0, 1, 2) if light else (2,):

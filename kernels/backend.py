@@ -32,6 +32,8 @@ OPS = (
 TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
 TRITON_WIDTH = 256
 """The widest query that the Triton kernels hold in one tile."""
+TRITON_FP32_WIDTH = 64
+"""The widest query or value in full fp32, without tensor cores: beyond, registers spill and plain PyTorch is faster."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -111,6 +113,13 @@ def why_not_triton(op: str, *tensors: Tensor) -> str | None:
             return f"the Triton kernels need a GPU, and the tensors are on {kind}"
         if t.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"the Triton kernels compute in float32, float16 and bfloat16, not in {t.dtype}"
+    if tensors and tensors[0].dtype == torch.float32 and tensors[0].device.type != "cpu":
+        widest = max(t.size(-1) for t in tensors)
+        if widest > TRITON_FP32_WIDTH and torch.get_float32_matmul_precision() == "highest":
+            return (
+                f"full fp32 products of {widest} columns do not fit the registers of the Triton kernels (they take "
+                f"{TRITON_FP32_WIDTH}; torch.set_float32_matmul_precision('high') allows TF32, which has no such limit)"
+            )
     if tensors and tensors[0].size(-1) > TRITON_WIDTH:
         return f"the query has {tensors[0].size(-1)} columns, and the Triton kernels take {TRITON_WIDTH} at most"
     return None

@@ -1,6 +1,6 @@
 """Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
 
-A file is {kernel: {dtype: [entry, ...]}}. An entry says how wide a query or a value and how heavy a call it has the
+A file is {kernel: {products: [entry, ...]}}, where products is a dtype or "tf32". An entry says how wide a query or a value and how heavy a call it has the
 registers for, then the numbers of a :class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes
 such a file; nothing is tuned at a user's call.
 """
@@ -42,6 +42,12 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def precision(dtype: torch.dtype) -> str:
+    """fp32 products follow torch.get_float32_matmul_precision(); the others have one way only."""
+    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if full else "tf32"
+
+
 def block(size: int) -> int:
     """The power of two that holds size, 16 at least."""
     return max(16, 1 << max(size - 1, 0).bit_length())
@@ -58,12 +64,13 @@ def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dro
 def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Configuration:
     """The tile shape of a kernel for this query, a value of so many columns and a call of this weight."""
     widths = block(query.size(-1)), block(features)
-    return _entry(kernel, architecture(query.device), str(query.dtype)[6:], *widths, weight)
+    products = "tf32" if precision(query.dtype) == "tf32" else str(query.dtype)[6:]
+    return _entry(kernel, architecture(query.device), products, *widths, weight)
 
 
 @functools.lru_cache(maxsize=4096)
-def _entry(kernel: str, architecture: str, dtype: str, width: int, features: int, weight: int) -> Configuration:
-    entries = _table(architecture)[kernel][dtype]
+def _entry(kernel: str, architecture: str, products: str, width: int, features: int, weight: int) -> Configuration:
+    entries = _table(architecture)[kernel][products]
     widest = max(width, min(features, 256))
     e = next((e for e in entries if widest <= e["width"] and weight <= e["weight"]), entries[-1])
     return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -176,12 +176,6 @@ def diagonal_within(diagonal: int | None, num_targets: int, num_sources: int) ->
     return max(-num_targets, min(diagonal or 0, num_sources))
 
 
-def precision(dtype: torch.dtype) -> str:
-    """fp32 products follow torch.get_float32_matmul_precision(); the others have one way only."""
-    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if full else "tf32"
-
-
 def expand_all(lead: torch.Size, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Contiguous copies with every leading dimension whole: the slow way for what does not collapse to three."""
     return [None if t is None else t.expand(*lead, *t.shape[-2:]).contiguous() for t in tensors]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .configurations import Configuration, block, configuration, weight
+from .configurations import Configuration, block, configuration, precision, weight
 from .launch import (
     Launch,
     Lead,
@@ -22,7 +22,6 @@ from .launch import (
     is_wide,
     kind_of,
     layout,
-    precision,
     remembered,
 )
 from .triton_lists import mask_states, tile_lists, transposed

@@ -180,6 +180,7 @@ def targets_kernel(
         acc = tl.zeros([M, E], tl.float32)
         unit = tl.full([M], SMALLEST, tl.float32)
         sums = tl.zeros([M], tl.float32)
+        total = tl.zeros([M], tl.float32)
         moment = tl.zeros([M], tl.float32)
         spread = tl.zeros([M], tl.float32)
         for PARTIAL in tl.static_range(2):
@@ -210,10 +211,12 @@ def targets_kernel(
                 spread += tl.sum(tl.abs(pg), 1)
                 if dbias is not None:
                     sums += tl.sum(ds, 1)
+                    total += tl.sum(r, 1)
                 if dquery is not None:
                     acc, unit = add_product(acc, unit, ds, k, SCALED, PRECISION)
         correction = below * (moment - g0 * eps) - from_z
         g0 += correction
+        sums -= correction * total  # exact at no cost: an fp32 bias expects fp32's digits
         walks = tl.where(walks == 1, tl.max((tl.abs(correction) > TOLERANCE * below * spread).to(tl.int32), 0) * 2, 0)
     store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
     store_rows(inverse, at(inverse, i0, i1, i2, row0 + row), below, T - row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..configurations import block, configuration, weight
+from ..configurations import block, configuration, precision, weight
 from ..launch import (
     Launch,
     Lead,
@@ -16,7 +16,6 @@ from ..launch import (
     expand_all,
     is_wide,
     kind_of,
-    precision,
 )
 from ..triton_backward import score_gradients
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..configurations import Configuration, block, configuration, weight
+from ..configurations import Configuration, block, configuration, precision, weight
 from ..launch import (
     Launch,
     Lead,
@@ -21,7 +21,6 @@ from ..launch import (
     is_wide,
     kind_of,
     layout,
-    precision,
     remembered,
 )
 from ..triton_backward import score_gradients
