@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
-INTERPRETED := relu2_attention relu2_affinity varlen triton
+INTERPRETED := relu2_attention relu2_affinity varlen compile triton
 
 .PHONY: setup demo test lint bench codegen codegen-36 clean
 
@@ -29,7 +29,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 ifndef ARGS
-	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -k "not softmax" \
+	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
 		$(INTERPRETED:%=tests/kernels/test_%.py)
 endif
 

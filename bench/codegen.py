@@ -228,7 +228,7 @@ def compile_launch(launch: Launch, architecture: str) -> Any:
 
     hip = architecture.startswith("gfx")
     target = GPUTarget("hip", architecture, 64) if hip else GPUTarget("cuda", int(architecture), 32)
-    options = dict(num_warps=launch.configuration.warps, num_stages=launch.configuration.stages)
+    options = {k: v for k, v in launch.options.items() if not (hip and k == "maxnreg")}
     return triton.compile(source(launch), target=target, options=options)
 
 
@@ -366,7 +366,7 @@ def line(name: str, case: Case, launch: Launch, r: Report) -> str:
         f"{tile:8} w{c.warps} s{c.stages} {r.registers:3} reg {r.spills:3} spill {r.shared // 1024:3} KiB "
         f"{r.blocks} blocks {r.tensor:3} mma {r.copies:3} async"
     )
-    if r.tensor_clocks:
+    if r.tensor_clocks and launch.constants.get("FEATURES", 0) <= launch.constants.get("F", 0):
         useful = PEAK * 2 * c.M * c.N * products(launch) / 4096
         worst, best = r.tensor_clocks + r.issue_clocks, max(r.tensor_clocks, r.issue_clocks)
         text += f"  T {r.tensor_clocks:4.0f} C {r.issue_clocks:4.0f}: {useful / worst:3.0f} - {useful / best:3.0f}"

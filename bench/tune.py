@@ -31,6 +31,8 @@ KERNELS = {
     "targets": "targets_kernel",
     "sources": "sources_kernel",
     "pairs": "pairs_kernel",
+    "affinity_targets": "targets_kernel",
+    "affinity_sources": "sources_kernel",
     "relu2_affinity": "affinity_kernel",
 }
 PRODUCTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
@@ -47,29 +49,29 @@ ATTENTION = [
 
 
 def calls(kernel: str, weight: int) -> list[Run]:
-    """The kinds of call of a weight that launch the kernel; the gradient kernels serve relu2_affinity too."""
+    """The kinds of call of a weight that launch the kernel."""
     graphs: list[Run] = [
         lambda c: relate(c, None, None),
         relate,
         lambda c: relate(c, "full", -1),
     ]
-    if kernel == "relu2_affinity":
+    if "affinity" in kernel:
         return [graphs[weight]]
     attention = [CALLS[name] for name in ATTENTION[weight]]
     if kernel == "pairs":
         return [attention[0], graphs[2]]
-    return attention if kernel == "relu2_attention" else [*attention, graphs[weight]]
+    return attention
 
 
 def candidates(kernel: str, dtype: torch.dtype, width: int) -> list[Configuration]:
     """Tile shapes worth a try, from large to small."""
     features = [width]
     if width == 256:
-        features = [128, 64] if kernel in ("targets", "sources", "pairs") else [256, 128]
+        features = [128, 64] if kernel != "relu2_attention" else [256, 128]
     shapes: list[tuple[int, int, int]]
     if dtype == torch.float32:
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8), (64, 32, 16), (32, 64, 4), (32, 32, 8), (32, 32, 4)]
-    elif kernel in ("sources", "pairs"):
+    elif kernel in ("sources", "affinity_sources", "pairs"):
         shapes = [(64, 128, 8), (64, 64, 4), (32, 128, 8), (32, 64, 4), (64, 64, 8), (32, 64, 8)]
     else:
         shapes = [(128, 128, 8), (128, 64, 4), (64, 64, 4), (128, 64, 8), (64, 32, 4), (64, 32, 8)]
@@ -110,7 +112,7 @@ def predicted(kernel: str, tile: Configuration, dtype: torch.dtype, width: int, 
             if math.isinf(cost):  # the first kind of call decides, several blocks overlap each other's clocks
                 cost = (max(t, c, (t + c) / report.blocks) + 0.1 * (t + c)) / work
             if not t:  # no tensor cores in sight: larger tiles, then more blocks
-                cost = 1.0 / (tile.M * tile.N * min(report.blocks, 2))
+                cost = 10.0 / (tile.M * tile.N * min(report.blocks, 2))
     return cost
 
 
@@ -151,7 +153,7 @@ def main() -> int:
             done = {(e["width"], e["weight"]) for e in entries}
             for width in WIDTHS if name != "float32" else WIDTHS[:1]:
                 # what is heavy or slow anyway gets one entry for all weights
-                light = dtype != torch.float32 and width < 256 and kernel not in ("pairs", "relu2_affinity")
+                light = dtype != torch.float32 and width < 256 and kernel in ("relu2_attention", "targets", "sources")
                 for weight in (0, 1, 2) if light else (2,):
                     if (width, weight) in done:
                         continue

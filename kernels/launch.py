@@ -44,9 +44,14 @@ class Launch(NamedTuple):
             self.kernel[(self.programs,)](
                 **self.arguments,
                 **self.constants,
-                num_warps=self.configuration.warps,
-                num_stages=self.configuration.stages,
+                **self.options,
             )
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Left to itself, NVIDIA's assembler sometimes spills a few registers to make room for a second block."""
+        options = dict(num_warps=self.configuration.warps, num_stages=self.configuration.stages)
+        return options if torch.version.hip else options | dict(maxnreg=255)
 
 
 def lead_strides(t: Tensor, lead: torch.Size, tail: int) -> Strides:
@@ -152,6 +157,12 @@ def remembered(memory: dict[Key, Prepared], key: Key, prepare: Callable[[], Prep
 def at_addresses(operands: dict[str, Operand | None], tensors: dict[str, Tensor | None]) -> dict[str, Operand | None]:
     """The same operands for other tensors of the same layout."""
     return {name: None if x is None else Operand(tensors[name], *x[1:]) for name, x in operands.items()}
+
+
+def dropout_numbers(dropout_p: float) -> dict[str, Any]:
+    """Weights whose random word reaches threshold are kept, and scaled; with dropout_p = 1 the scale alone drops them."""
+    threshold = min(round(dropout_p * 2**32), 2**32 - 1)
+    return dict(threshold=threshold, keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0)
 
 
 def is_wide(operands: Iterable[Operand | None], rows: int, columns: int) -> bool:

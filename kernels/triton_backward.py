@@ -18,6 +18,7 @@ from .launch import (
     at_addresses,
     at_least_2d,
     diagonal_within,
+    dropout_numbers,
     expand_all,
     is_wide,
     kind_of,
@@ -60,8 +61,7 @@ def score_gradients(
     options = dict(
         diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
-        threshold=round(dropout_p * 2**32),
-        keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
+        **dropout_numbers(dropout_p),
     )
     sequences = (cu_seqlens_q, cu_seqlens_k)
     try:
@@ -193,6 +193,8 @@ class _Call:
         kind = kind_of(self.bias, scalars=True)
         masked = self.mask is not None or self.active.numel() > 0
         heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
+        if self.value is None and kernel != "pairs":
+            kernel = f"affinity_{kernel}"
         tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
         constants = dict(
             WIDTH=self.query.size(-1),

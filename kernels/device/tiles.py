@@ -166,7 +166,7 @@ def kept(seed, n, rows, first_column, threshold, N: tl.constexpr):
     zeros = groups * 0 + t * 0
     w0, w1, w2, w3 = tl.philox(seed, groups + zeros, t + zeros, low + zeros, high + zeros)
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [M, N / 4, 2, 2], in the order w0 w1 w2 w3
-    return tl.reshape(words, rows.shape[0], N).to(tl.int64) >= threshold
+    return tl.reshape(words, rows.shape[0], N) >= tl.cast(threshold, tl.uint32)
 
 
 @triton.jit

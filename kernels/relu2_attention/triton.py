@@ -17,6 +17,7 @@ from ..launch import (
     at_least_2d,
     broadcast,
     diagonal_within,
+    dropout_numbers,
     expand_all,
     is_wide,
     kind_of,
@@ -223,8 +224,7 @@ def _prepare(
         diagonal=diagonal_within(diagonal, T, S),
         scale=scale,
         eps=eps,
-        threshold=round(dropout_p * 2**32),
-        keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
+        **dropout_numbers(dropout_p),
     )
     constants = dict(
         WIDTH=query.size(-1),
