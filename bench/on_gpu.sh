@@ -51,6 +51,7 @@ tune)
     [ -z "${OUT:-}" ] || cp "$root"/kernels/tuned/sm_*.json "$OUT/"
     ;;
 bench)
+    "$python" -m bench.overhead
     timeout "$((limit + 30))" "$python" -m bench --grid gpu --minutes "$((limit / 60 - 1))" --save || status=$?
     if [ -n "${OUT:-}" ]; then
         find "$root/bench/results" -newer "$tree" -type f -exec cp {} "$OUT/" \;

@@ -1,8 +1,8 @@
 """Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
 
-A file is {kernel: {products: [entry, ...]}}, where products is a dtype or "tf32". An entry says how wide a query or a value and how heavy a call it has the
-registers for, then the numbers of a :class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes
-such a file; nothing is tuned at a user's call.
+A file is {kernel: {products: [entry, ...]}}, where products is a dtype or "tf32". An entry says how wide a query or a
+value and how heavy a call it has the registers for, then the numbers of a :class:`Configuration`; the first that fits
+is taken. `python -m bench.tune` writes such a file; nothing is tuned at a user's call.
 """
 
 from __future__ import annotations

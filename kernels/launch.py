@@ -160,9 +160,16 @@ def at_addresses(operands: dict[str, Operand | None], tensors: dict[str, Tensor 
 
 
 def dropout_numbers(dropout_p: float) -> dict[str, Any]:
-    """Weights whose random word reaches threshold are kept, and scaled; with dropout_p = 1 the scale alone drops them."""
+    """Weights whose random word reaches threshold are kept and scaled; with dropout_p = 1 the scale alone drops all."""
     threshold = min(round(dropout_p * 2**32), 2**32 - 1)
     return dict(threshold=threshold, keep_scale=1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0)
+
+
+def tile_count(rows: int, tile: int, sequences: int | None) -> int:
+    """Tiles of one batch-head; where rows are packed, enough for every sequence to begin with one of its own."""
+    if sequences is None:
+        return (rows + tile - 1) // tile
+    return rows // tile + sequences if sequences else 0
 
 
 def is_wide(operands: Iterable[Operand | None], rows: int, columns: int) -> bool:

@@ -24,6 +24,7 @@ from .launch import (
     kind_of,
     layout,
     remembered,
+    tile_count,
 )
 from .triton_lists import mask_states, tile_lists, transposed
 
@@ -225,7 +226,7 @@ class _Call:
             dquery = self._empty(everywhere, self.T, self.query.size(-1), dtype=self._dtype(self.query, everywhere))
         if need_rows:
             row_sums = self._empty(everywhere, self.T, dtype=torch.float32)
-        tiles = (self.T + tile.M - 1) // tile.M if not self.packed else self.T // tile.M + self.sequences
+        tiles = tile_count(self.T, tile.M, self.sequences if self.packed else None)
         Launch(
             targets_kernel,
             tiles * self.batches.count,
@@ -301,7 +302,7 @@ class _Call:
         owned = [n if k else 1 for n, k in zip(self.batches.sizes, kept, strict=True)]
         repeats = tuple(1 if k else n for n, k in zip(self.batches.sizes, kept, strict=True))
         owners = owned[0] * owned[1] * owned[2]
-        tiles = (self.S + tile.N - 1) // tile.N if not self.packed else self.S // tile.N + self.sequences
+        tiles = tile_count(self.S, tile.N, self.sequences if self.packed else None)
         Launch(
             sources_kernel,
             tiles * owners * chunks,

@@ -23,6 +23,7 @@ from ..launch import (
     kind_of,
     layout,
     remembered,
+    tile_count,
 )
 from ..triton_backward import score_gradients
 from ..triton_lists import GRANULE, blocks, mask_states, tile_lists
@@ -213,7 +214,7 @@ def _prepare(
     masked = mask is not None or tensors["active"] is not None
     tile = configuration("relu2_attention", query, value.size(-1), weight(diagonal, packed, kind, masked, dropout))
     sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
-    tiles = T // tile.M + sequences if packed else (T + tile.M - 1) // tile.M
+    tiles = tile_count(T, tile.M, sequences if packed else None)
     chunks = max((value.size(-1) + tile.features - 1) // tile.features, 1)
     numbers = dict(
         lead=(*batches.sizes[1:], batches.count),
