@@ -241,19 +241,23 @@ def examine(launch: Launch, architecture: str) -> Report:
         report = _examine_nvidia(compiled, architecture, warps, shared)
     problems = report.problems
     multiplies = launch.kernel.__name__ not in ("block_states_kernel", "tile_lists_kernel")
-    if multiplies and not report.tensor and launch.constants.get("PRECISION") == "ieee" and not _is_fp32(launch):
+    if multiplies and not report.tensor and not _is_full_fp32(launch):
         problems.append("no tensor-core instruction")
-    if report.spills:
+    if report.spills > (8 if _is_full_fp32(launch) else 0):
         problems.append("spills")
     if report.serialised:
         problems.append("serialised wgmma")
+    if not report.blocks:
+        problems.append("more registers than a multiprocessor has")
     if shared > SHARED_LIMIT.get(architecture, 65536):
         problems.append("too much shared memory")
     return report
 
 
-def _is_fp32(launch: Launch) -> bool:
-    return launch.arguments["query"].pointer.dtype == torch.float32
+def _is_full_fp32(launch: Launch) -> bool:
+    """Products that no tensor core takes: held to less, for they are slow by nature."""
+    query = launch.arguments.get("query")
+    return query is not None and query.pointer.dtype == torch.float32 and launch.constants["PRECISION"] == "ieee"
 
 
 def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -> Report:
@@ -312,7 +316,7 @@ def _examine_amd(assembly: str, shared: int) -> Report:
     number = lambda key: int((re.search(rf"\.{key}:\s*(\d+)", assembly) or ["", "0"])[1])
     spills = number("vgpr_spill_count") + number("sgpr_spill_count")
     tensor = len(re.findall(r"\bv_mfma_", assembly))
-    return Report(number("vgpr_count"), spills, shared, 0, tensor, 0, 0, 0, 0.0, 0.0, [])
+    return Report(number("vgpr_count"), spills, shared, 1, tensor, 0, 0, 0, 0.0, 0.0, [])
 
 
 def _output(*command: str) -> str:
