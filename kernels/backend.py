@@ -139,12 +139,14 @@ def explain(op: str, *tensors: object) -> str:
         raise ValueError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
     calls = [t for t in tensors if isinstance(t, Tensor)]
     forced = forced_backend()
-    reason = why_not_triton(op, *calls) if calls else "no tensors were given to decide by"
+    reason = why_not_triton(op, *calls)
     if forced:
         name, who = forced
         if name == "triton" and calls and reason:
             return f"{op} raises, because {who} forces 'triton', but {reason}."
         return f"{op} runs on {name!r}, because {who} forces it."
+    if not reason and not calls:
+        return f"{op} runs on 'triton' for tensors on a GPU, and on 'blocked' for all others."
     if not reason and calls[0].device.type == "cuda":
         return f"{op} runs on 'triton', the fused GPU kernels."
     if not reason:
