@@ -27,7 +27,9 @@ class Operand(NamedTuple):
     columns."""
 
     pointer: Any  # a tensor, or None in what is remembered
-    batch: tuple[int, ...]
+    d0: int
+    d1: int
+    d2: int
     row: int
     column: int = 0
 
@@ -103,10 +105,10 @@ class Lead:
 
     def operand(self, t: Tensor, tail: int = 2) -> Operand:
         strides = lead_strides(t, self.lead, tail)
-        batch = tuple(strides[group[-1]] if group else 0 for group in self.groups)
+        d0, d1, d2 = (strides[group[-1]] if group else 0 for group in self.groups)
         row = t.stride(-tail) if t.size(-tail) != 1 else 0
         column = 0 if tail == 1 else t.stride(-1) if t.size(-1) != 1 else 0
-        return Operand(t, batch, row, column)
+        return Operand(t, d0, d1, d2, row, column)
 
     def optional(self, t: Tensor | None, tail: int = 2) -> Operand | None:
         return None if t is None else self.operand(t, tail)

@@ -155,7 +155,7 @@ class _Call:
         if self.states is None:
             if self.active.numel():
                 flags = self.active.view(*self.batches.sizes, *self.active.shape[-2:])
-                self.states = Operand(flags, flags.stride()[:3], flags.stride(3), flags.stride(4))
+                self.states = Operand(flags, *flags.stride())
             elif self.mask is not None:
                 self.states = mask_states(self.batches, self.mask, self.T, self.S, self.diagonal)
             else:
@@ -177,7 +177,7 @@ class _Call:
         if t is None:
             return None
         s = t.stride()
-        return Operand(t, s[:3], s[3], s[4] if t.dim() == 5 else 0)
+        return Operand(t, *s[:4], s[4] if t.dim() == 5 else 0)
 
     def _finish(self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], tail: int = 2) -> Tensor | None:
         return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, tail)

@@ -62,7 +62,7 @@ def tile_lists(states: Operand, rows: int, columns: int, tile_rows: int, tile_co
     tiles = (rows + tile_rows - 1) // tile_rows
     capacity = (columns + tile_columns - 1) // tile_columns
     lists = torch.empty(*sizes, tiles, 2 + capacity, dtype=torch.int32, device=states.pointer.device)
-    result = _operand(lists, tuple(stride != 0 for stride in states.batch))
+    result = _operand(lists, tuple(stride != 0 for stride in (states.d0, states.d1, states.d2)))
     Launch(
         tile_lists_kernel,
         tiles * sizes[0] * sizes[1] * sizes[2],
@@ -86,5 +86,5 @@ def transposed(states: Operand) -> Operand:
 
 
 def _operand(t: Tensor, owns: tuple[bool, ...]) -> Operand:
-    batch = tuple(t.stride(d) if own else 0 for d, own in enumerate(owns))
-    return Operand(t, batch, t.stride(3), t.stride(4))
+    d0, d1, d2 = (t.stride(d) if own else 0 for d, own in enumerate(owns))
+    return Operand(t, d0, d1, d2, t.stride(3), t.stride(4))
