@@ -177,7 +177,7 @@ class _Call:
         if t is None:
             return None
         s = t.stride()
-        return Operand(t, *s[:4], s[4] if t.dim() == 5 else 0)
+        return Operand(t, s[0], s[1], s[2], s[3], s[4] if t.dim() == 5 else 0)
 
     def _finish(self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], tail: int = 2) -> Tensor | None:
         return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, tail)
