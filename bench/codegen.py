@@ -214,7 +214,7 @@ _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
-    torch.bool: "i1",
+    torch.bool: "u1",
     torch.int8: "i8",
     torch.uint8: "u8",
     torch.int32: "i32",

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pytest_benchmark.stats import Stats
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent  # also where bench/ is reached by a link
 Row = dict[str, Any]
 
 

@@ -144,7 +144,7 @@ def main() -> int:
         print("There is no GPU here: choose by prediction with --offline ARCH.")
         return 1
     deadline = time.monotonic() + 60 * arguments.minutes
-    unfinished = arguments.out / f"sm_{arch}.unfinished.json"
+    unfinished = arguments.out / f"sm_{arch}.json.unfinished"
     table = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     for kernel in KERNELS:
         for name, dtype in PRODUCTS.items():

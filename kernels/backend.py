@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .configurations import tf32_allowed
+
 BACKENDS = {
     "reference": "plain PyTorch, the definition; keeps whole T x S tensors",
     "blocked": "plain PyTorch over blocks of targets; memory linear in T",
@@ -115,7 +117,7 @@ def why_not_triton(op: str, *tensors: Tensor) -> str | None:
             return f"the Triton kernels compute in float32, float16 and bfloat16, not in {t.dtype}"
     if tensors and tensors[0].dtype == torch.float32 and tensors[0].device.type != "cpu":
         widest = max(t.size(-1) for t in tensors)
-        if widest > TRITON_FP32_WIDTH and torch.get_float32_matmul_precision() == "highest":
+        if widest > TRITON_FP32_WIDTH and not tf32_allowed():
             return (
                 f"full fp32 products of {widest} columns do not fit the registers of the Triton kernels (they take "
                 f"{TRITON_FP32_WIDTH}; torch.set_float32_matmul_precision('high') allows TF32, which has no such limit)"

@@ -42,10 +42,19 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def tf32_allowed() -> bool:
+    """Whether fp32 products may be TF32: torch.set_float32_matmul_precision and PyTorch's newer settings of it.
+
+    torch.get_float32_matmul_precision raises where only the newer ones were used, and torch.compile cannot trace it.
+    """
+    if torch.compiler.is_compiling():
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def precision(dtype: torch.dtype) -> str:
-    """fp32 products follow torch.get_float32_matmul_precision(); the others have one way only."""
-    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if full else "tf32"
+    """fp32 products follow PyTorch's setting; the others have one way only."""
+    return "tf32" if dtype == torch.float32 and tf32_allowed() else "ieee"
 
 
 def block(size: int) -> int:

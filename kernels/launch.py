@@ -42,12 +42,14 @@ class Launch(NamedTuple):
     configuration: Configuration
 
     def run(self) -> None:
+        """Every kernel's first argument is an operand. Triton launches on the current GPU, which need not be its."""
         if self.programs:
-            self.kernel[(self.programs,)](
-                **self.arguments,
-                **self.constants,
-                **self.options,
-            )
+            with torch.cuda.device_of(next(iter(self.arguments.values())).pointer):
+                self.kernel[(self.programs,)](
+                    **self.arguments,
+                    **self.constants,
+                    **self.options,
+                )
 
     @property
     def options(self) -> dict[str, int]:

@@ -220,7 +220,9 @@ class _Call:
 
         tile, constants = self._configuration("targets")
         everywhere = tuple(True for _ in self.batches.sizes)
-        rows = tuple(self._empty(everywhere, self.T, dtype=torch.float32) for _ in range(2))
+        # neighbours in memory also where the batch is packed: the other kernels load them in every tile
+        sizes = (*self.batches.sizes, self.T)
+        rows = tuple(torch.empty(sizes, dtype=torch.float32, device=self.query.device) for _ in range(2))
         dquery = row_sums = None
         if need_query:
             dquery = self._empty(everywhere, self.T, self.query.size(-1), dtype=self._dtype(self.query, everywhere))

@@ -167,8 +167,9 @@ def targets_kernel(
             for first in range(0, FEATURES, F):
                 left = FEATURES - first
                 d_base = dout_base + tl.cast(first, tl.int64) * dout.column
+                o_base = out_base + tl.cast(first, tl.int64) * out.column
                 d = load_tile(dout, d_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
-                o = load_tile(out, out_base + first, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
+                o = load_tile(out, o_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
                 delta += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
     g0 = delta - from_z
 
