@@ -23,11 +23,7 @@ def batch_index(n, lead):
 def at(x, i0, i1, i2, row):
     """Where row `row` of a batch begins, in 64 bits: a storage may hold more than 2^31 elements."""
     return (
-        x.pointer
-        + i0.to(tl.int64) * x.d0
-        + i1.to(tl.int64) * x.d1
-        + i2.to(tl.int64) * x.d2
-        + row.to(tl.int64) * x.row
+        x.pointer + i0.to(tl.int64) * x.d0 + i1.to(tl.int64) * x.d1 + i2.to(tl.int64) * x.d2 + row.to(tl.int64) * x.row
     )
 
 

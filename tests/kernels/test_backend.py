@@ -3,7 +3,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import glomo
-from glomo.kernels import BACKENDS, explain, use_backend
+from glomo.kernels import BACKENDS, backend, explain, use_backend
 from glomo.kernels.tiles import TILE_ELEMENTS, lead_slices
 from parity import IMPLEMENTATIONS, random
 
@@ -125,3 +125,21 @@ def test_meta_tensors_have_the_right_shapes(name):
         assert z.shape == (2, 4, 5)
         if name != "triton":
             assert glomo.attention(q, k, v).shape == (2, 4, 5, 3)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_the_choice_for_wide_fp32_is_traced_whole(precision):
+    """On a GPU it depends on PyTorch's matmul precision, which torch.compile has to read; "meta" tensors stand in."""
+
+    def call(query):
+        return query + (backend.why_not_triton("relu2_attention", query) is None)
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        torch._dynamo.reset()
+        torch.compile(call, fullgraph=True, backend="eager")(torch.empty(2, 8, 100, device="meta"))
+        reason = backend.why_not_triton("relu2_attention", torch.empty(2, 8, 100, device="meta"))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert ("full fp32 products of 100 columns" in (reason or "")) == (precision == "highest")
