@@ -314,7 +314,7 @@ def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
 
 def _examine_amd(assembly: str, shared: int) -> Report:
     number = lambda key: int((re.search(rf"\.{key}:\s*(\d+)", assembly) or ["", "0"])[1])
-    spills = number("vgpr_spill_count") + number("sgpr_spill_count")
+    spills = number("vgpr_spill_count")  # a scalar register spills into a lane of a vector register, not into memory
     tensor = len(re.findall(r"\bv_mfma_", assembly))
     return Report(number("vgpr_count"), spills, shared, 1, tensor, 0, 0, 0, 0.0, 0.0, [])
 

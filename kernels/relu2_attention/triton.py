@@ -34,10 +34,13 @@ them so. Below, finding them costs more than it saves."""
 
 
 def active_shape(lead: torch.Size, query: Tensor, key: Tensor, bias: Tensor | None) -> tuple[int, ...]:
-    """Shape of the third output: which blocks of pairs have a positive score, where that is remembered."""
-    if bias is None or query.size(-2) * key.size(-2) < SKIP_FROM:
-        return (0,)
-    return (*lead, blocks(query.size(-2)), blocks(key.size(-2)))
+    """Shape of the third output: which blocks of pairs have a positive score. Whether it is used is not asked here,
+    which would pin dynamic shapes to one side of SKIP_FROM."""
+    return (0,) if bias is None else (*lead, blocks(query.size(-2)), blocks(key.size(-2)))
+
+
+def skips_tiles(query: Tensor, key: Tensor, bias: Tensor | None) -> bool:
+    return bias is not None and query.size(-2) * key.size(-2) >= SKIP_FROM
 
 
 def relu2_attention_forward(
@@ -56,9 +59,10 @@ def relu2_attention_forward(
     lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     normalizer = torch.empty(out.shape[:-1], dtype=torch.float32, device=query.device)
-    active = query.new_zeros(active_shape(lead, query, key, bias), dtype=torch.int8)
+    active = query.new_empty(active_shape(lead, query, key, bias), dtype=torch.int8)
+    used = active.zero_() if skips_tiles(query, key, bias) else active.new_empty(0)
     inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
-    rest = (None, None, seed, out, normalizer, active, dropout_p, diagonal, scale, eps)
+    rest = (None, None, seed, out, normalizer, used, dropout_p, diagonal, scale, eps)
     try:
         _forward(lead, inputs, *rest)
     except TooManyDimensions:
@@ -84,6 +88,8 @@ def relu2_attention_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
     (dout, dnormalizer), (out, normalizer, active) = grad_outputs, outputs
+    if not skips_tiles(query, key, bias):
+        active = active.new_empty(0)
     return score_gradients(
         dout, dnormalizer, out, normalizer, active, query, key, value, bias, attn_mask, None, None, seed,
         dropout_p, diagonal, scale, eps, needs,

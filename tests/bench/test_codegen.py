@@ -25,7 +25,8 @@ def test_kernels_compile_cleanly(architecture, kernel):
     report = codegen.examine(launch, architecture)
     assert report.problems == []
     assert report.tensor > 0
-    assert report.copies > 0, "loads are not asynchronous"
+    if architecture == "90":
+        assert report.copies > 0, "loads are not asynchronous"
     assert report.blocks >= 1
 
 

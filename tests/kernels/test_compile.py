@@ -94,6 +94,20 @@ def test_exports(call):
     torch.testing.assert_close(program.module()(*tensors), call(*tensors))
 
 
+@pytest.mark.parametrize("call", [relu2_attention, relu2_affinity])
+def test_exports_with_a_dynamic_length(call):
+    """The program exported at one length runs at another."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *tensors):
+            return call(*tensors)
+
+    length = {2: torch.export.Dim("length", min=2, max=4000)}
+    program = torch.export.export(Module(), tuple(inputs(12)), dynamic_shapes={"tensors": (length, length, length, None)})
+    tensors = inputs(21)
+    torch.testing.assert_close(program.module()(*tensors), call(*tensors))
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_autocast_casts_as_for_sdpa(call):
     tensors = inputs()
