@@ -103,7 +103,9 @@ def test_exports_with_a_dynamic_length(call):
             return call(*tensors)
 
     length = {2: torch.export.Dim("length", min=2, max=4000)}
-    program = torch.export.export(Module(), tuple(inputs(12)), dynamic_shapes={"tensors": (length, length, length, None)})
+    program = torch.export.export(
+        Module(), tuple(inputs(12)), dynamic_shapes={"tensors": (length, length, length, None)}
+    )
     tensors = inputs(21)
     torch.testing.assert_close(program.module()(*tensors), call(*tensors))
 
