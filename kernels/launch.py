@@ -43,13 +43,19 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         """Every kernel's first argument is an operand. Triton launches on the current GPU, which need not be its."""
-        if self.programs:
-            with torch.cuda.device_of(next(iter(self.arguments.values())).pointer):
-                self.kernel[(self.programs,)](
-                    **self.arguments,
-                    **self.constants,
-                    **self.options,
-                )
+        if not self.programs:
+            return
+        with torch.cuda.device_of(next(iter(self.arguments.values())).pointer):
+            try:
+                self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options)
+            except Exception as error:
+                if type(error).__name__ != "OutOfResources":  # Triton's, which is not imported here
+                    raise
+                c = self.configuration
+                raise RuntimeError(
+                    f"This GPU is too small for the tiles ({c.M} x {c.N}) of glomo's {self.kernel.__name__}: {error} "
+                    'Run the call inside glomo.kernels.use_backend("blocked").'
+                ) from error
 
     @property
     def options(self) -> dict[str, int]:

@@ -4,6 +4,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import glomo
 from glomo.kernels import BACKENDS, backend, explain, use_backend
+from glomo.kernels.configurations import Configuration
+from glomo.kernels.launch import Launch, Operand
 from glomo.kernels.tiles import TILE_ELEMENTS, lead_slices
 from parity import IMPLEMENTATIONS, random
 
@@ -59,6 +61,22 @@ def test_triton_says_why_it_cannot(monkeypatch):
         wide = random(2, 3, 257)
         with use_backend("triton"), pytest.raises(ValueError, match="257 columns, and the Triton kernels take 256"):
             glomo.relu2_attention(wide, wide, wide)
+
+
+def test_a_gpu_that_is_too_small_gets_a_sentence():
+    class OutOfResources(Exception):
+        pass
+
+    class Kernel:
+        __name__ = "forward_kernel"
+
+        def __getitem__(self, grid):
+            raise OutOfResources("out of resource: shared memory")
+
+    query = Operand(random(3, 4), 0, 0, 0, 4, 1)
+    launch = Launch(Kernel(), 1, {"query": query}, {}, Configuration(128, 64, 64, 4, 2))
+    with pytest.raises(RuntimeError, match=r"too small for the tiles \(128 x 64\).*use_backend\(\"blocked\"\)"):
+        launch.run()
 
 
 class LargestTensor(TorchDispatchMode):
