@@ -59,8 +59,8 @@ def relu2_attention_forward(
     lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     normalizer = torch.empty(out.shape[:-1], dtype=torch.float32, device=query.device)
-    active = query.new_empty(active_shape(lead, query, key, bias), dtype=torch.int8)
-    used = active.zero_() if skips_tiles(query, key, bias) else active.new_empty(0)
+    active = query.new_zeros(active_shape(lead, query, key, bias), dtype=torch.int8)
+    used = active if skips_tiles(query, key, bias) else active.new_empty(0)
     inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
     rest = (None, None, seed, out, normalizer, used, dropout_p, diagonal, scale, eps)
     try:
