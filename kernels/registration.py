@@ -2,6 +2,9 @@
 
 A custom op is opaque to torch.compile and torch.export, which see its schema, its fake version (shapes only) and its
 gradient formula: both capture it whole, with static and dynamic shapes.
+
+Inductor caches compiled graphs on disk and knows a custom op there by its name alone: an op whose outputs or saved
+tensors change in number, shape, strides or dtype from one release to the next needs a new name.
 """
 
 from __future__ import annotations

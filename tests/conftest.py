@@ -1,6 +1,8 @@
 """What every test shares: a fixed seed, one thread a process, and the reasons for skips."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -13,10 +15,19 @@ def pytest_configure():
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+    else:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="glomo-inductor-")
     if "GLOMO_TEST_DEVICE" in os.environ:
         torch.set_default_device(os.environ["GLOMO_TEST_DEVICE"])
     if os.environ.get("TRITON_INTERPRET") == "1":
         _patch_the_interpreter_once()
+
+
+def pytest_unconfigure():
+    """Inductor's cache knows a custom op by its name: what an earlier version of the package left there must not be
+    used, so every run has a cache of its own."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
 def _patch_the_interpreter_once():
