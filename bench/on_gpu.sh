@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in parts of under eight minutes each:
 #
 #   bench/on_gpu.sh test     the GPU tests: parity in bf16, fp16 and fp32, races, CUDA graphs, memory checker
-#   bench/on_gpu.sh tune     tile shapes of what is not tuned yet -> kernels/tuned/sm_*.json
+#   bench/on_gpu.sh tune     tile shapes of what is not tuned yet -> kernels/tuned/sm_*.json, bench/results/tiles-*.jsonl
 #   bench/on_gpu.sh bench    the benchmark with all peers -> bench/results/
 #
 # A part that runs into its limit says so. When it is called again, tune and bench go on where they stopped; the tests begin
@@ -36,7 +36,7 @@ if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n "${JOBS:-8}" --dist
 case "${1:-}" in
 test)
     GLOMO_TEST_DEVICE=cuda timeout "$limit" "$python" -m pytest -q "${workers[@]}" \
-        $relu2 tests/kernels/test_triton.py tests/kernels/test_triton_gpu.py || status=$?
+        $relu2 tests/kernels/test_compile.py tests/kernels/test_triton*.py || status=$?
     if command -v compute-sanitizer >/dev/null; then
         echo "memory checker:"
         # a fixed set of small cases; 9 is the exit status for what the checker finds
@@ -52,7 +52,7 @@ tune)
     # a complaint about the shapes at hand is no reason not to choose better ones
     "$python" -m bench.codegen --quick --arch "$("$python" -c 'import torch; print("{}{}".format(*torch.cuda.get_device_capability()))')" || true
     timeout "$((limit + 30))" "$python" -m bench.tune --minutes "$((limit / 60 - 1))" || status=$?
-    [ -z "${OUT:-}" ] || cp "$root"/kernels/tuned/sm_*.json* "$OUT/"
+    [ -z "${OUT:-}" ] || find "$root/kernels/tuned" "$root/bench/results" -newer "$tree" -type f -exec cp {} "$OUT/" \;
     ;;
 bench)
     "$python" -m bench.overhead || status=$?

@@ -1,10 +1,11 @@
-"""Chooses the tile shapes of the Triton kernels and writes them to kernels/tuned: `python -m bench.tune [--offline
-90]`.
+"""Chooses the tile shapes of the Triton kernels and writes them to kernels/tuned: `python -m bench.tune [--offline 90]
+[--kernel targets ...] [--products bfloat16 ...]`.
 
-On a GPU every candidate that compiles without spills is timed, on a long and a short case; `--offline ARCH` chooses by
-what `bench.codegen` predicts from the machine code instead. An entry is the best candidate for a kernel, a dtype, a
-width and the weight of a call (see glomo.kernels.configurations); it is kept only where every kind of call of that
-weight compiles cleanly. A run that was stopped goes on where it was.
+An entry is the best candidate for a kernel, its products, a width and the weight of a call (see
+glomo.kernels.configurations). Candidates compile in processes of their own, for every kind of call of that weight; one
+that spills anywhere is out. On a GPU the others are timed, on a long and a short case; `--offline ARCH` goes by what
+`bench.codegen` predicts from the machine code instead. Every entry is in the table as soon as it is found, and every
+candidate's cost in bench/results/tiles-*.jsonl: a run that was stopped goes on with the entries that are not there.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import torch
 
 from bench.codegen import CALLS, Case, examine, launches, products, relate
+from bench.results import ROOT, circumstances, slug
 from glomo.kernels import configurations
 from glomo.kernels.configurations import Configuration, block
 from glomo.kernels.launch import Launch
@@ -63,8 +70,36 @@ def calls(kernel: str, weight: int) -> list[Run]:
     return attention
 
 
-def candidates(kernel: str, dtype: torch.dtype, width: int) -> list[Configuration]:
+class Entry(NamedTuple):
+    """A place in a table of tile shapes."""
+
+    kernel: str
+    products: str
+    width: int
+    weight: int
+
+    def case(self, run: Run, device: str = "meta", heads: int = 32, size: int = 512) -> Case:
+        return Case("tuning", PRODUCTS[self.products], self.width, self.width, run, device, heads, size)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """TF32 products or not."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.products == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def current(entry: Entry, arch: str) -> Configuration:
+    """The shipped tile shape."""
+    return configurations._entry(entry.kernel, f"sm_{arch}", entry.products, entry.width, entry.width, entry.weight)
+
+
+def candidates(entry: Entry) -> list[Configuration]:
     """Tile shapes worth a try, from large to small."""
+    kernel, dtype, width = entry.kernel, PRODUCTS[entry.products], entry.width
     features = [width]
     if width == 256:
         features = [128, 64] if kernel != "relu2_attention" else [256, 128]
@@ -95,81 +130,118 @@ def with_configuration(kernel: str, tile: Configuration, case: Case, architectur
     return [launch for launch in found if launch.kernel.__name__ == KERNELS[kernel]]
 
 
-def predicted(kernel: str, tile: Configuration, dtype: torch.dtype, width: int, weight: int, arch: str) -> float:
+def predicted(entry: Entry, tile: Configuration, arch: str) -> float:
     """Clocks per pair and column of a product, by the machine code; infinite where a call does not compile cleanly."""
     cost = math.inf
-    for run in calls(kernel, weight):
-        case = Case("tuning", dtype, width, width, run)
-        for launch in with_configuration(kernel, tile, case, f"sm_{arch}"):
-            try:
-                report = examine(launch, arch)
-            except Exception:
-                return math.inf
-            if report.problems:
-                return math.inf
-            work = tile.M * tile.N * products(launch)
-            t, c = report.tensor_clocks, report.issue_clocks
-            if math.isinf(cost):  # the first kind of call decides, several blocks overlap each other's clocks
-                cost = (max(t, c, (t + c) / report.blocks) + 0.1 * (t + c)) / work
-            if not t:  # no tensor cores in sight: larger tiles, then more blocks
-                cost = 10.0 / (tile.M * tile.N * min(report.blocks, 2))
+    with entry.precision():
+        for run in calls(entry.kernel, entry.weight):
+            for launch in with_configuration(entry.kernel, tile, entry.case(run), f"sm_{arch}"):
+                try:
+                    report = examine(launch, arch)
+                except Exception:
+                    return math.inf
+                if report.problems:
+                    return math.inf
+                work = tile.M * tile.N * products(launch)
+                t, c = report.tensor_clocks, report.issue_clocks
+                if math.isinf(cost):  # the first kind of call decides; several blocks overlap each other's clocks
+                    cost = (max(t, c, (t + c) / report.blocks) + 0.1 * (t + c)) / work
+                if not t:  # no tensor cores in sight: larger tiles, then more blocks
+                    cost = 10.0 / (tile.M * tile.N * min(report.blocks, 2))
     return cost
 
 
-def measured(kernel: str, tile: Configuration, dtype: torch.dtype, width: int, weight: int, arch: str) -> float:
-    """Time of the kernel's first kind of call on the GPU at hand: logarithms added up over a long and a short case."""
+def measured(entry: Entry, tile: Configuration, arch: str) -> float:
+    """Time of the kernel's first kind of call on the GPU at hand: milliseconds of a long and of a short case,
+    multiplied."""
     from triton.testing import do_bench
 
-    if math.isinf(predicted(kernel, tile, dtype, width, weight, arch)):
-        return math.inf
-    total = 0.0
-    for heads, size in ((16, 4096), (512, 256)):
-        case = Case("tuning", dtype, width, width, calls(kernel, weight)[0], "cuda", heads, size)
-        timed = with_configuration(kernel, tile, case, f"sm_{arch}")
-        total += math.log(do_bench(lambda timed=timed: [launch.run() for launch in timed]))  # type: ignore[misc]
-    return total
+    run = calls(entry.kernel, entry.weight)[0]
+    cost = 1.0
+    with entry.precision():
+        for heads, size in ((16, 4096), (512, 256)):
+            timed = with_configuration(entry.kernel, tile, entry.case(run, "cuda", heads, size), f"sm_{arch}")
+            cost *= do_bench(lambda timed=timed: [launch.run() for launch in timed])  # type: ignore[misc]
+    return cost
+
+
+def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
+    """What a table holds; what is heavy or slow anyway gets one entry for all weights."""
+    found = []
+    for kernel in kernels:
+        for name in names:
+            for width in WIDTHS if name != "float32" else WIDTHS[:1]:
+                slow = PRODUCTS[name] == torch.float32 or width == 256
+                light = not slow and kernel in ("relu2_attention", "targets", "sources")
+                found += [Entry(kernel, name, width, weight) for weight in ((0, 1, 2) if light else (2,))]
+    return found
+
+
+def place(table: dict, entry: Entry, tile: Configuration) -> None:
+    """Puts the tile shape into the table, whose lists are read from the narrow and light to the wide and heavy."""
+    rows = table.setdefault(entry.kernel, {}).setdefault(entry.products, [])
+    key = (entry.width, entry.weight)
+    rows[:] = [row for row in rows if (row["width"], row["weight"]) != key]
+    rows.append({"width": entry.width, "weight": entry.weight, **tile._asdict()})
+    rows.sort(key=lambda row: (row["width"], row["weight"]))
+
+
+def tune(
+    wanted: Iterable[Entry], arch: str, offline: bool, folder: Path, record: Path, jobs: int | None, deadline: float
+) -> bool:
+    """Finds every entry that the record does not have; whether there was time for all."""
+    file = folder / f"sm_{arch}.json"
+    table = json.loads((file if file.exists() else folder / "default.json").read_text())
+    done = {tuple(json.loads(line)["entry"]) for line in record.read_text().splitlines()} if record.exists() else set()
+    tiles = {e: list(dict.fromkeys([current(e, arch), *candidates(e)])) for e in wanted if e not in done}
+    where = circumstances("cpu" if offline else "cuda")
+    # a fresh process each: what compiles must not inherit a GPU driver that is in use
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        compiled = {
+            entry: [pool.submit(predicted, entry, tile, arch) for tile in some] for entry, some in tiles.items()
+        }
+        for number, (entry, some) in enumerate(tiles.items(), 1):
+            costs = []
+            for tile, future in zip(some, compiled[entry], strict=True):
+                cost = future.result(timeout=max(0.0, deadline - time.monotonic()))
+                costs.append(cost if offline or math.isinf(cost) else measured(entry, tile, arch))
+            cost, best = min(zip(costs, some, strict=True))
+            title = f"{number}/{len(tiles)} {entry.kernel} {entry.products} width {entry.width} weight {entry.weight}"
+            print(f"{title}: {best if math.isfinite(cost) else 'nothing compiles cleanly, left as it was'}", flush=True)
+            if math.isfinite(cost):
+                place(table, entry, best)
+                file.with_suffix(".new").write_text(dump(table))
+                file.with_suffix(".new").replace(file)
+            tried = [[*tile, cost if math.isfinite(cost) else None] for tile, cost in zip(some, costs, strict=True)]
+            with record.open("a") as lines:
+                lines.write(json.dumps({"entry": entry, "offline": offline, "tiles": tried, **where}) + "\n")
+    except FutureTimeout:
+        print(f"Stopped for the time limit; {record.name} says what is done. Run the same command to go on.")
+        return False
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return True
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--offline", metavar="ARCH", help="choose for this architecture, such as 90, by prediction")
-    parser.add_argument("--out", type=Path, default=TUNED, help="folder to write to (default: the package's own)")
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS), help="only these")
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), help="only these")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long (run again to go on)")
+    parser.add_argument("--jobs", type=int, help="processes that compile (default: one a core)")
     arguments = parser.parse_args()
-    if arguments.offline:
-        arch, cost = arguments.offline, predicted
-    elif torch.cuda.is_available():
-        arch, cost = "{}{}".format(*torch.cuda.get_device_capability()), measured
-    else:
+    if not arguments.offline and not torch.cuda.is_available():
         print("There is no GPU here: choose by prediction with --offline ARCH.")
         return 1
-    deadline = time.monotonic() + 60 * arguments.minutes
-    unfinished = arguments.out / f"sm_{arch}.json.unfinished"
-    table = json.loads(unfinished.read_text()) if unfinished.exists() else {}
-    for kernel in KERNELS:
-        for name, dtype in PRODUCTS.items():
-            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-            entries = table.setdefault(kernel, {}).setdefault(name, [])
-            done = {(e["width"], e["weight"]) for e in entries}
-            for width in WIDTHS if name != "float32" else WIDTHS[:1]:
-                # what is heavy or slow anyway gets one entry for all weights
-                light = dtype != torch.float32 and width < 256 and kernel in ("relu2_attention", "targets", "sources")
-                for weight in (0, 1, 2) if light else (2,):
-                    if (width, weight) in done:
-                        continue
-                    if time.monotonic() > deadline:
-                        print(f"Stopped for the time limit; {unfinished} holds what is done.")
-                        return 2
-                    tiles = candidates(kernel, dtype, width)
-                    costs = [cost(kernel, tile, dtype, width, weight, arch) for tile in tiles]
-                    best = min(range(len(tiles)), key=costs.__getitem__)
-                    verdict = "" if math.isfinite(costs[best]) else "  ** nothing compiles cleanly"
-                    print(f"{kernel} {name} width {width} weight {weight}: {tiles[best]}{verdict}", flush=True)
-                    entries.append({"width": width, "weight": weight, **tiles[best]._asdict()})
-                    unfinished.write_text(dump(table))
-    (arguments.out / f"sm_{arch}.json").write_text(dump(table))
-    unfinished.unlink()
-    return 0
+    arch = arguments.offline or "{}{}".format(*torch.cuda.get_device_capability())
+    device = "offline" if arguments.offline else slug(torch.cuda.get_device_name())
+    record = ROOT / "bench" / "results" / f"tiles-sm-{arch}-{device}.jsonl"
+    deadline = time.monotonic() + 60 * min(arguments.minutes, 10**6)
+    wanted = entries(arguments.kernel, arguments.products)
+    done = tune(wanted, arch, bool(arguments.offline), TUNED, record, arguments.jobs, deadline)
+    return 0 if done else 2
 
 
 def dump(table: dict) -> str:

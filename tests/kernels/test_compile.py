@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import glomo
-from parity import DTYPES, INTERPRETED, random
+from parity import DEVICE, DTYPES, INTERPRETED, random
 
 
 def relu2_attention(q, k, v, b):
@@ -114,7 +114,7 @@ def test_exports_with_a_dynamic_length(call):
 def test_autocast_casts_as_for_sdpa(call):
     tensors = inputs()
     dtype = DTYPES[-1]
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(DEVICE, dtype=dtype):
         out = call(*tensors)
         sdpa = torch.nn.functional.scaled_dot_product_attention(*tensors[:3])
     out = out if isinstance(out, tuple) else (out,)
@@ -127,7 +127,7 @@ def test_autocast_casts_as_for_sdpa(call):
     if INTERPRETED:  # no fp64 there
         return
     wide = call(*(t.double() for t in tensors[:3]), tensors[3])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         untouched = call(*(t.double() for t in tensors[:3]), tensors[3])
     torch.testing.assert_close(untouched, wide)
 
@@ -149,9 +149,10 @@ SAMPLES = {
         *(torch.tensor([0, 3, 4]), torch.tensor([0, 3, 4]), None, 0.0, 0, 0.3),
     ),
 }
-if INTERPRETED:
+if INTERPRETED or DEVICE == "cuda":
     ours = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
-    SAMPLES = {f"{op}_triton": SAMPLES[f"{op}_blocked"] for op in ours}
+    on_triton = {f"{op}_triton": SAMPLES[f"{op}_blocked"] for op in ours}
+    SAMPLES = on_triton if INTERPRETED else SAMPLES | on_triton
 
 
 @pytest.mark.parametrize("name", SAMPLES)
