@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
-INTERPRETED := relu2_attention relu2_affinity varlen compile triton
+INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_varlen.py test_compile.py triton
 
 .PHONY: setup demo test lint bench codegen codegen-36 clean
 
@@ -30,7 +30,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 ifndef ARGS
 	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
-		$(INTERPRETED:%=tests/kernels/test_%.py)
+		$(INTERPRETED:%=tests/kernels/%)
 endif
 
 lint: setup

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import Phase
 from torch import Tensor
@@ -33,6 +34,9 @@ DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat1
 """What every op computes in; Triton's interpreter gets bf16 wrong."""
 IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else [])
 """The backends that run here."""
+needs_triton = pytest.mark.skipif(
+    "triton" not in IMPLEMENTATIONS, reason="needs a GPU (GLOMO_TEST_DEVICE=cuda) or TRITON_INTERPRET=1"
+)
 EXAMPLES = 60 if IMPLEMENTATIONS[-1] != "triton" else 25
 PHASES = tuple(p for p in Phase if EXAMPLES == 60 or p not in (Phase.shrink, Phase.explain))
 """Every Triton kernel takes seconds, to interpret or to compile: fewer examples, and no search for smaller failures."""
@@ -41,7 +45,7 @@ Call = Callable[..., Any]
 _NUDGES = torch.Generator("cpu").manual_seed(1)
 
 
-def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None, nudge: bool = False) -> list[Tensor]:
+def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None = None, nudge: bool = False) -> list[Tensor]:
     """Outputs of call(*tensors), then the gradients of a fixed random functional of them with respect to every
     floating input. The default generator is seeded first, so that dropout draws the same seed each time."""
     move = nudged if nudge else torch.detach
