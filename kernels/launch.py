@@ -61,7 +61,7 @@ class Launch(NamedTuple):
     def options(self) -> dict[str, int]:
         """Left to itself, NVIDIA's assembler sometimes spills a few registers to make room for a second block."""
         options = dict(num_warps=self.configuration.warps, num_stages=self.configuration.stages)
-        return options if torch.version.hip else options | dict(maxnreg=255)
+        return options if torch.version.hip else options | dict(maxnreg=min(255, 2048 // self.configuration.warps))
 
 
 def lead_strides(t: Tensor, lead: torch.Size, tail: int) -> Strides:
