@@ -140,19 +140,19 @@ def with_tf32(run: Callable[[Case], None]) -> Callable[[Case], None]:
     return call
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, architecture: str) -> Iterator[Case]:
     if quick:
         for name in list(CALLS)[:2]:
             yield Case(name, torch.bfloat16, 64, 64, CALLS[name])
         return
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        # full fp32 stops at 64 columns (glomo.kernels.backend.TRITON_FP32_WIDTH)
+        # wider fp32 goes to another backend (glomo.kernels.backend.TRITON_FP32_WIDTH)
         for width in (64,) if dtype == torch.float32 else (64, 128, 256):
             for name, run in CALLS.items():
                 yield Case(name, dtype, width, width, run)
         for width, features in [(32, 32)] if dtype == torch.float32 else [(32, 32), (64, 300), (64, 1024)]:
             yield Case("plain", dtype, width, features, attend)
-    for width in (64, 128, 256):
+    for width in (64,) if architecture.startswith("gfx") else (64, 128, 256):
         for name in ("plain", "glomo: strictly causal, bias per target", "full bias", "dropout", "affinity"):
             yield Case(f"tf32, {name}", torch.float32, width, width, with_tf32(CALLS[name]))
 
@@ -289,7 +289,8 @@ def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
 
 def _examine_amd(assembly: str, shared: int) -> Report:
     number = lambda key: int((re.search(rf"\.{key}:\s*(\d+)", assembly) or ["", "0"])[1])
-    spills = number("vgpr_spill_count")  # a scalar register spills into a lane of a vector register, not into memory
+    # the assembler's own counts include moves to accumulation registers and to lanes of vector registers
+    spills = len(re.findall(r"\bscratch_(?:load|store)", assembly))
     tensor = len(re.findall(r"\bv_mfma_", assembly))
     return Report(number("vgpr_count"), spills, shared, 1, tensor, 0, 0, 0, 0.0, 0.0, [])
 
@@ -313,7 +314,7 @@ def main() -> int:
     bad = 0
     for architecture in arguments.arch:
         seen = set()
-        for case in cases(arguments.quick):
+        for case in cases(arguments.quick, architecture):
             name = architecture if architecture.startswith("gfx") else f"sm_{architecture}"
             for launch in launches(case, name):
                 try:

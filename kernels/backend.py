@@ -35,7 +35,8 @@ TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
 TRITON_WIDTH = 256
 """The widest query that the Triton kernels hold in one tile."""
 TRITON_FP32_WIDTH = 64
-"""The widest query or value in full fp32, without tensor cores: beyond, registers spill and plain PyTorch is faster."""
+"""The widest query or value in full fp32, without tensor cores, and in fp32 at all on AMD GPUs: beyond, registers spill
+and plain PyTorch is faster."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -117,10 +118,11 @@ def why_not_triton(op: str, *tensors: Tensor) -> str | None:
             return f"the Triton kernels compute in float32, float16 and bfloat16, not in {t.dtype}"
     if tensors and tensors[0].dtype == torch.float32 and tensors[0].device.type != "cpu":
         widest = max(t.size(-1) for t in tensors)
-        if widest > TRITON_FP32_WIDTH and not tf32_allowed():
+        if widest > TRITON_FP32_WIDTH and (torch.version.hip or not tf32_allowed()):
+            hint = "; torch.set_float32_matmul_precision('high') allows TF32, which has no such limit"
             return (
-                f"full fp32 products of {widest} columns do not fit the registers of the Triton kernels (they take "
-                f"{TRITON_FP32_WIDTH}; torch.set_float32_matmul_precision('high') allows TF32, which has no such limit)"
+                f"fp32 products of {widest} columns do not fit the registers of the Triton kernels (they take "
+                f"{TRITON_FP32_WIDTH}{'' if torch.version.hip else hint})"
             )
     if tensors and tensors[0].size(-1) > TRITON_WIDTH:
         return f"the query has {tensors[0].size(-1)} columns, and the Triton kernels take {TRITON_WIDTH} at most"
