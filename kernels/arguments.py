@@ -62,10 +62,15 @@ def check_rank(minimum: int, layout: str, **tensors: Tensor) -> None:
             raise ValueError(f"{name} must be {layout}, but has shape {shape_of(t)}.")
 
 
+def broadcast(*leads: torch.Size) -> torch.Size:
+    """torch.broadcast_shapes, without its time where there is nothing to broadcast."""
+    return leads[0] if all(lead == leads[0] for lead in leads) else torch.broadcast_shapes(*leads)
+
+
 def broadcast_lead(**tensors: Tensor) -> torch.Size:
     """Common shape of the leading dimensions (all but the last two) of the tensors."""
     try:
-        return torch.broadcast_shapes(*(t.shape[:-2] for t in tensors.values()))
+        return broadcast(*[t.shape[:-2] for t in tensors.values()])
     except RuntimeError:
         shapes = ", ".join(f"{name} {shape_of(t)}" for name, t in tensors.items())
         raise ValueError(f"The leading dimensions must broadcast, but the shapes are {shapes}.") from None
@@ -116,7 +121,10 @@ def check_diagonal(is_causal: bool, diagonal: int) -> int | None:
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside an op the dtypes are the op's own choice: an autocast around the call must not change its products."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    kind = device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def check_probability(dropout_p: float) -> None:

@@ -140,11 +140,6 @@ class Lead:
         return buffer.reshape(t.shape).to(t.dtype)
 
 
-def broadcast(*leads: torch.Size) -> torch.Size:
-    """torch.broadcast_shapes, without its time where there is nothing to broadcast."""
-    return leads[0] if all(lead == leads[0] for lead in leads) else torch.broadcast_shapes(*leads)
-
-
 def layout(*tensors: Tensor | None) -> tuple[Any, ...]:
     """All that a launch depends on but the addresses: the key under which its preparation is remembered."""
     return tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device.index) for t in tensors)

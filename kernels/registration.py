@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,12 +42,13 @@ def differentiable_op(
         fake: fake(*inputs) -> empty tensors with the shapes and dtypes of the outputs.
         differentiable: names of the inputs that get gradients.
     """
+    plain_forward, plain_backward = _without_autocast(forward), _without_autocast(backward)
     schema = torch.library.infer_schema(forward, mutates_args=())
     arguments, returns = schema[1:].rsplit(") -> ", 1)
-    op = torch.library.custom_op(f"glomo::{name}", _without_autocast(forward), mutates_args=(), schema=schema)
+    op = torch.library.custom_op(f"glomo::{name}", plain_forward, mutates_args=(), schema=schema)
     backward_op = torch.library.custom_op(
         f"glomo::{name}_backward",
-        _without_autocast(backward),
+        plain_backward,
         mutates_args=(),
         schema=f"(Tensor[] grad_outputs, Tensor[] outputs, {arguments}, *, bool[] needs) -> Tensor[]",
     )
@@ -76,12 +77,18 @@ def differentiable_op(
         needs = [ctx.needs_input_grad[p] for p in positions]
         outputs = list(saved[:num_outputs])
         floating = [g for g, o in zip(grad_outputs, outputs, strict=True) if o.is_floating_point()]
-        gradients = backward_op(floating, outputs, *inputs, needs=needs)
+        direct = not torch.is_grad_enabled() and _is_plain((*floating, *saved))
+        gradients = (plain_backward if direct else backward_op)(floating, outputs, *inputs, needs=needs)
         result: list[Tensor | None] = [None] * len(inputs)
         for position, need, gradient in zip(positions, needs, gradients, strict=True):
             if need:
                 result[position] = gradient
         return tuple(result)
+
+    def autograd_forward(ctx: Any, *inputs: Any) -> Any:
+        output = plain_forward(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
     def no_double_backward(ctx: Any, *grads: Any) -> None:
         raise RuntimeError(
@@ -94,12 +101,49 @@ def differentiable_op(
     backward_op.register_fake(fake_backward)
     backward_op.register_autograd(no_double_backward)
 
+    # the same gradient without the dispatcher; autograd calls the node by the name of the class
+    methods = dict(forward=staticmethod(autograd_forward), backward=staticmethod(autograd_backward))
+    function = type(name, (torch.autograd.Function,), methods)
+
     def call(*inputs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            _refuse_transforms(name, inputs)
+        if torch.compiler.is_compiling():
+            return op(*inputs)
+        if _is_plain([x for x in inputs if isinstance(x, Tensor)]):
+            if torch.is_grad_enabled() and any(inputs[p] is not None and inputs[p].requires_grad for p in positions):
+                return function.apply(*inputs)
+            return plain_forward(*inputs)
+        _refuse_transforms(name, inputs)
         return op(*inputs)
 
     return call
+
+
+def _key_set(*names: str) -> Any:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
+    for name in names[1:]:
+        keys = keys | torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return keys
+
+
+_NO_MODES = (_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect"))
+"""What PyTorch adds to every dispatch where no mode, tracer or transform is on, and in inference mode."""
+_PLAIN_TENSORS = tuple(
+    _key_set(*names)
+    for device in ("CPU", "CUDA")
+    for names in ((device, "ADInplaceOrView", f"Autograd{device}", f"Autocast{device}"), (device, f"Autocast{device}"))
+)
+"""Dispatch keys of a tensor on the device, and of one made in inference mode."""
+
+
+def _is_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether a call through PyTorch's dispatcher would come straight to the op's own functions. The way through it
+    takes the host longer than all else that an op does (bench/NOTES.md), so that such calls go there themselves."""
+    if torch._C._dispatch_tls_local_include_set() not in _NO_MODES or torch.autograd._profiler_enabled():
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    keys = torch._C._dispatch_keys
+    return all(type(t) in (Tensor, torch.nn.Parameter) and keys(t) in _PLAIN_TENSORS for t in tensors)
 
 
 def fake_rows(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

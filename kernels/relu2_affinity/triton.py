@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import broadcast
 from ..configurations import block, configuration, precision, weight
 from ..launch import (
     Launch,
     Lead,
     TooManyDimensions,
     at_least_2d,
-    broadcast,
     diagonal_within,
     expand_all,
     is_wide,

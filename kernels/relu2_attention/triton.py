@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import broadcast
 from ..configurations import Configuration, block, configuration, precision, weight
 from ..launch import (
     Launch,
@@ -15,7 +16,6 @@ from ..launch import (
     TooManyDimensions,
     at_addresses,
     at_least_2d,
-    broadcast,
     diagonal_within,
     dropout_numbers,
     expand_all,
@@ -185,10 +185,10 @@ def _forward(
 
     query, key, value, bias, attn_mask = inputs
     assert query is not None and key is not None and value is not None
-    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask, out=out)
-    tensors |= dict(normalizer=normalizer, active=active if active.numel() else None)
+    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask)
+    tensors |= dict(out=out, normalizer=normalizer, active=active if active.numel() else None)
     options = (dropout_p, diagonal, scale, eps, seed is not None, precision(query.dtype))
-    known = (lead, layout(*tensors.values(), cu_seqlens_q), options)
+    known = (lead, layout(*inputs, cu_seqlens_q), active.shape, options)  # the outputs' layout follows from these
     plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
     operands = at_addresses(plan.operands, tensors)
     lists = None
