@@ -1,0 +1,126 @@
+"""Ops are called directly where nobody watches, and through PyTorch's dispatcher where somebody does."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import glomo
+from glomo.kernels import registration, use_backend
+from parity import DEVICE, random
+
+
+@pytest.fixture(autouse=True)
+def _blocked():
+    with use_backend("blocked"):
+        yield
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """What _is_plain answered to the calls so far."""
+    answers, ask = [], registration._is_plain
+
+    def note(tensors):
+        answers.append(ask(tensors))
+        return answers[-1]
+
+    monkeypatch.setattr(registration, "_is_plain", note)
+    return answers
+
+
+def call(query):
+    return glomo.relu2_attention(query, query, query, 0.5)
+
+
+def forward_and_gradient(query):
+    query = query.detach().requires_grad_()
+    out = call(query)
+    return out, torch.autograd.grad(out.square().sum(), query)[0]
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_plain_calls_are_direct_and_equal_those_of_the_dispatcher(direct, monkeypatch):
+    query = random(2, 5, 4)
+    found = forward_and_gradient(query)
+    assert direct == [True, True]
+    monkeypatch.setattr(registration, "_is_plain", lambda tensors: False)
+    for a, b in zip(found, forward_and_gradient(query), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_parameters_autocast_and_inference_mode_are_plain(direct):
+    query = random(2, 5, 4)
+    expected = call(query)
+    call(torch.nn.Parameter(query))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        call(query)
+    with torch.inference_mode():
+        assert torch.equal(call(query), expected)
+        assert torch.equal(call(query.clone()), expected)
+    with torch.no_grad():
+        assert not call(query.clone().requires_grad_()).requires_grad
+    assert len(direct) == 6
+    assert all(direct)
+
+
+def test_a_dispatch_mode_sees_the_op():
+    """torch.utils.checkpoint's policies and flop counters are such modes."""
+    with Seen() as mode:
+        forward_and_gradient(random(2, 5, 4))
+    assert any("relu2_attention_blocked.default" in name for name in mode.names)
+
+
+def test_a_profiler_sees_the_op():
+    with torch.profiler.profile() as profile:
+        call(random(2, 5, 4))
+    assert "glomo::relu2_attention_blocked" in {event.key for event in profile.key_averages()}
+
+
+def test_lazy_negatives_are_resolved(direct):
+    """The imaginary part of a conjugate is a tensor that is still to be negated."""
+    query = torch.complex(random(2, 5, 4), random(2, 5, 4)).conj().imag
+    assert query.is_neg()
+    for a, b in zip(forward_and_gradient(query), forward_and_gradient(query.resolve_neg()), strict=True):
+        assert torch.equal(a, b)
+    assert not direct[0]
+
+
+def test_subclasses_take_the_dispatcher(direct):
+    class Named(torch.Tensor):
+        pass
+
+    query = random(2, 5, 4)
+    assert torch.equal(call(query.as_subclass(Named)).as_subclass(torch.Tensor), call(query))
+    assert direct == [False, True]
+
+
+def test_saved_tensors_are_checked_for_changes():
+    query = random(2, 5, 4).requires_grad_()
+    scaled = query * 1.0
+    out = call(scaled)
+    scaled.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_saved_tensor_hooks_are_heard():
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t, lambda t: t):
+        call(random(2, 5, 4).requires_grad_())
+    assert packed
+
+
+def test_no_second_derivative():
+    query = random(2, 5, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(call(query).sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="is not differentiable itself"):
+        gradient.sum().backward()
