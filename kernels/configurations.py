@@ -42,13 +42,10 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+@torch.compiler.assume_constant_result
 def tf32_allowed() -> bool:
-    """Whether fp32 products may be TF32: torch.set_float32_matmul_precision and PyTorch's newer settings of it.
-
-    torch.get_float32_matmul_precision raises where only the newer ones were used, and torch.compile cannot trace it.
-    """
-    if torch.compiler.is_compiling():
-        return torch.backends.cuda.matmul.allow_tf32
+    """Whether fp32 products may be TF32: torch.set_float32_matmul_precision and PyTorch's newer settings of it. A
+    compiled function keeps the answer that it was traced with."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -161,3 +164,19 @@ def test_the_choice_for_wide_fp32_is_traced_whole(precision):
     finally:
         torch.set_float32_matmul_precision(before)
     assert ("fp32 products of 100 columns" in (reason or "")) == (precision == "highest")
+
+
+def test_the_newer_setting_of_tf32_is_traced_too():
+    """In a process of its own: PyTorch does not let the two ways of setting it mix."""
+    code = """
+import torch
+from glomo.kernels import backend
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+call = lambda query: query + (backend.why_not_triton("relu2_attention", query) is None)
+query = torch.empty(2, 8, 100, device="meta")
+torch.compile(call, fullgraph=True, backend="eager")(query)
+reason = backend.why_not_triton("relu2_attention", query)
+assert "fp32 products" not in (reason or ""), reason
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
