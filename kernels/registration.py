@@ -103,7 +103,7 @@ def differentiable_op(
 
     # the same gradient without the dispatcher; autograd calls the node by the name of the class
     methods = dict(forward=staticmethod(autograd_forward), backward=staticmethod(autograd_backward))
-    function = type(name, (torch.autograd.Function,), methods)
+    function: Any = type(name, (torch.autograd.Function,), methods)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():

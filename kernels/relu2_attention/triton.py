@@ -60,7 +60,7 @@ def relu2_attention_forward(
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     normalizer = torch.empty(out.shape[:-1], dtype=torch.float32, device=query.device)
     active = query.new_zeros(active_shape(lead, query, key, bias), dtype=torch.int8)
-    used = active if skips_tiles(query, key, bias) else active.new_empty(0)
+    used = active if skips_tiles(query, key, bias) else None
     inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
     rest = (None, None, seed, out, normalizer, used, dropout_p, diagonal, scale, eps)
     try:
@@ -114,7 +114,7 @@ def relu2_attention_varlen_forward(
     out = query.new_empty(*query.shape[:-1], value.size(-1))
     normalizer = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
     inputs = [query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None]
-    views = (out.movedim(0, -2), normalizer.movedim(0, -1), query.new_empty(0))
+    views = (out.movedim(0, -2), normalizer.movedim(0, -1), None)
     _forward(query.shape[1:-1], inputs, cu_seqlens_q, cu_seqlens_k, seed, *views, dropout_p, diagonal, scale, eps)
     return out, normalizer
 
@@ -175,7 +175,7 @@ def _forward(
     seed: Tensor | None,
     out: Tensor,
     normalizer: Tensor,
-    active: Tensor,
+    active: Tensor | None,
     dropout_p: float,
     diagonal: int | None,
     scale: float,
@@ -186,9 +186,9 @@ def _forward(
     query, key, value, bias, attn_mask = inputs
     assert query is not None and key is not None and value is not None
     tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask)
-    tensors |= dict(out=out, normalizer=normalizer, active=active if active.numel() else None)
+    tensors |= dict(out=out, normalizer=normalizer, active=active)
     options = (dropout_p, diagonal, scale, eps, seed is not None, precision(query.dtype))
-    known = (lead, layout(*inputs, cu_seqlens_q), active.shape, options)  # the outputs' layout follows from these
+    known = (lead, layout(*inputs, cu_seqlens_q), active is not None, options)  # the outputs' layout follows from these
     plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
     operands = at_addresses(plan.operands, tensors)
     lists = None
