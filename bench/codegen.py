@@ -177,6 +177,11 @@ def launches(case: Case, architecture: str) -> list[Launch]:
     return found
 
 
+def table_name(architecture: str) -> str:
+    """The name of an architecture's file of tile shapes."""
+    return architecture if architecture.startswith("gfx") else f"sm_{architecture}"
+
+
 class Offline:
     """In the place of Triton's driver: kernels compile for the architecture, and nothing can be launched."""
 
@@ -315,7 +320,7 @@ def main() -> int:
     for architecture in arguments.arch:
         seen = set()
         for case in cases(arguments.quick, architecture):
-            name = architecture if architecture.startswith("gfx") else f"sm_{architecture}"
+            name = table_name(architecture)
             for launch in launches(case, name):
                 try:
                     key = compile_launch(launch, architecture).hash

@@ -116,7 +116,9 @@ def percentile(values: Iterable[float], share: float) -> float:
 
 def append(path: Path, rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut_off = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line, by a kill
     with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * cut_off)
         file.write("".join(json.dumps(r) + "\n" for r in rows))
         file.flush()
         os.fsync(file.fileno())

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +27,8 @@ from unittest import mock
 
 import torch
 
-from bench.codegen import CALLS, Case, examine, launches, products, relate
-from bench.results import ROOT, circumstances, slug
+from bench.codegen import CALLS, Case, examine, launches, products, relate, table_name
+from bench.results import ROOT, append, circumstances, read, slug
 from glomo.kernels import configurations
 from glomo.kernels.configurations import Configuration, block
 from glomo.kernels.launch import Launch
@@ -94,7 +95,7 @@ class Entry(NamedTuple):
 
 def current(entry: Entry, arch: str) -> Configuration:
     """The shipped tile shape."""
-    return configurations._entry(entry.kernel, f"sm_{arch}", entry.products, entry.width, entry.width, entry.weight)
+    return configurations._entry(entry.kernel, table_name(arch), entry.products, entry.width, entry.width, entry.weight)
 
 
 def candidates(entry: Entry) -> list[Configuration]:
@@ -135,9 +136,11 @@ def predicted(entry: Entry, tile: Configuration, arch: str) -> float:
     cost = math.inf
     with entry.precision():
         for run in calls(entry.kernel, entry.weight):
-            for launch in with_configuration(entry.kernel, tile, entry.case(run), f"sm_{arch}"):
+            for launch in with_configuration(entry.kernel, tile, entry.case(run), table_name(arch)):
                 try:
                     report = examine(launch, arch)
+                except OSError:  # no compiler, no room for its cache: nothing about the tile
+                    raise
                 except Exception:
                     return math.inf
                 if report.problems:
@@ -160,7 +163,7 @@ def measured(entry: Entry, tile: Configuration, arch: str) -> float:
     cost = 1.0
     with entry.precision():
         for heads, size in ((16, 4096), (512, 256)):
-            timed = with_configuration(entry.kernel, tile, entry.case(run, "cuda", heads, size), f"sm_{arch}")
+            timed = with_configuration(entry.kernel, tile, entry.case(run, "cuda", heads, size), table_name(arch))
             cost *= do_bench(lambda timed=timed: [launch.run() for launch in timed])  # type: ignore[misc]
     return cost
 
@@ -186,36 +189,48 @@ def place(table: dict, entry: Entry, tile: Configuration) -> None:
     rows.sort(key=lambda row: (row["width"], row["weight"]))
 
 
+def compile_alone(entry: Entry, tile: Configuration, arch: str) -> float:
+    """predicted, where a compiler has killed the process that it and others ran in; infinite if it does so again."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(predicted, entry, tile, arch).result()
+        except BrokenProcessPool:
+            return math.inf
+
+
 def tune(
     wanted: Iterable[Entry], arch: str, offline: bool, folder: Path, record: Path, jobs: int | None, deadline: float
 ) -> bool:
     """Finds every entry that the record does not have; whether there was time for all."""
-    file = folder / f"sm_{arch}.json"
-    table = json.loads((file if file.exists() else folder / "default.json").read_text())
-    done = {tuple(json.loads(line)["entry"]) for line in record.read_text().splitlines()} if record.exists() else set()
+    file = folder / f"{table_name(arch)}.json"
+    done = {tuple(row["entry"]) for row in read(record)}
     tiles = {e: list(dict.fromkeys([current(e, arch), *candidates(e)])) for e in wanted if e not in done}
+    print(f"{len(tiles)} entries to find; {len(done)} are in {record.name} (delete it to find them anew)", flush=True)
     where = circumstances("cpu" if offline else "cuda")
     # a fresh process each: what compiles must not inherit a GPU driver that is in use
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
-        compiled = {
-            entry: [pool.submit(predicted, entry, tile, arch) for tile in some] for entry, some in tiles.items()
-        }
+        futures = {e: [pool.submit(predicted, e, tile, arch) for tile in some] for e, some in tiles.items()}
         for number, (entry, some) in enumerate(tiles.items(), 1):
             costs = []
-            for tile, future in zip(some, compiled[entry], strict=True):
-                cost = future.result(timeout=max(0.0, deadline - time.monotonic()))
+            for tile, future in zip(some, futures[entry], strict=True):
+                if time.monotonic() >= deadline:
+                    raise FutureTimeout
+                try:
+                    cost = future.result(timeout=deadline - time.monotonic())
+                except BrokenProcessPool:
+                    cost = compile_alone(entry, tile, arch)
                 costs.append(cost if offline or math.isinf(cost) else measured(entry, tile, arch))
             cost, best = min(zip(costs, some, strict=True))
             title = f"{number}/{len(tiles)} {entry.kernel} {entry.products} width {entry.width} weight {entry.weight}"
             print(f"{title}: {best if math.isfinite(cost) else 'nothing compiles cleanly, left as it was'}", flush=True)
             if math.isfinite(cost):
+                table = json.loads((file if file.exists() else folder / "default.json").read_text())
                 place(table, entry, best)
                 file.with_suffix(".new").write_text(dump(table))
                 file.with_suffix(".new").replace(file)
             tried = [[*tile, cost if math.isfinite(cost) else None] for tile, cost in zip(some, costs, strict=True)]
-            with record.open("a") as lines:
-                lines.write(json.dumps({"entry": entry, "offline": offline, "tiles": tried, **where}) + "\n")
+            append(record, [{"entry": entry, "offline": offline, "tiles": tried, **where}])
     except FutureTimeout:
         print(f"Stopped for the time limit; {record.name} says what is done. Run the same command to go on.")
         return False
@@ -235,9 +250,9 @@ def main() -> int:
     if not arguments.offline and not torch.cuda.is_available():
         print("There is no GPU here: choose by prediction with --offline ARCH.")
         return 1
-    arch = arguments.offline or "{}{}".format(*torch.cuda.get_device_capability())
+    arch = arguments.offline or configurations.architecture(torch.device("cuda")).removeprefix("sm_")
     device = "offline" if arguments.offline else slug(torch.cuda.get_device_name())
-    record = ROOT / "bench" / "results" / f"tiles-sm-{arch}-{device}.jsonl"
+    record = ROOT / "bench" / "results" / f"tiles-{table_name(arch)}-{device}.jsonl"
     deadline = time.monotonic() + 60 * min(arguments.minutes, 10**6)
     wanted = entries(arguments.kernel, arguments.products)
     done = tune(wanted, arch, bool(arguments.offline), TUNED, record, arguments.jobs, deadline)

@@ -77,3 +77,31 @@ def test_there_are_candidates_for_every_entry():
         assert tune.candidates(entry)
         assert tune.calls(entry.kernel, entry.weight)
         assert math.prod(tune.current(entry, "90")[:2]) > 0
+
+
+def test_a_compiler_that_dies_costs_one_candidate(folder, monkeypatch):
+    monkeypatch.setattr(tune, "candidates", lambda entry: [SMALL])
+    monkeypatch.setattr(tune, "current", lambda entry, arch: SMALL)
+    monkeypatch.setattr(tune, "predicted", die)
+    assert run(folder, [Entry("targets", "bfloat16", 64, 0)])
+    assert not list(folder.glob("sm_90*"))
+
+
+def die(*arguments):
+    os._exit(1)
+
+
+def test_a_line_that_was_cut_off_and_the_time_for_measuring(folder, monkeypatch):
+    """A stopped run's last line may be half there; the limit holds also where nothing is left to compile."""
+    (folder / "record.jsonl").write_text('{"entry": ["targets", "bfloat16", 64, 0], "off')
+    monkeypatch.setattr(tune, "candidates", lambda entry: [SMALL])
+    monkeypatch.setattr(tune, "current", lambda entry, arch: SMALL)
+    monkeypatch.setattr(tune, "predicted", one)
+    clock = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
+    assert not tune.tune(tune.entries(["targets"], ["bfloat16"]), "90", True, folder, folder / "record.jsonl", 1, 400)
+    assert 0 < len(tune.read(folder / "record.jsonl")) < 5
+
+
+def one(*arguments):
+    return 1.0
