@@ -17,7 +17,7 @@ INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_varlen.py tes
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: setup.py pyproject.toml constraints.txt
+$(VENV)/.ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[test,lint]"

@@ -76,6 +76,10 @@ def broadcast_lead(**tensors: Tensor) -> torch.Size:
         raise ValueError(f"The leading dimensions must broadcast, but the shapes are {shapes}.") from None
 
 
+def at_least_2d(t: Tensor | None) -> Tensor | None:
+    return t if t is None or t.dim() >= 2 else t[(None,) * (2 - t.dim())]
+
+
 def check_last(name: str, t: Tensor, dim: int, size: int, of: str) -> None:
     if t.size(dim) != size:
         raise ValueError(f"{name} has shape {shape_of(t)}, but its dimension {dim} must be {size}, as in {of}.")

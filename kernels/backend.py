@@ -14,11 +14,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import cpu_library
 from .configurations import tf32_allowed
 
 BACKENDS = {
     "reference": "plain PyTorch, the definition; keeps whole T x S tensors",
     "blocked": "plain PyTorch over blocks of targets; memory linear in T",
+    "cpu": "fused C++ kernels for the CPU, threads and vector instructions",
     "triton": "fused GPU kernels; on the CPU only in Triton's interpreter, for tests",
 }
 OPS = (
@@ -31,6 +33,7 @@ OPS = (
     "attention_varlen",
 )
 
+CPU_OPS = ("relu2_attention", "relu2_attention_varlen")
 TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
 TRITON_WIDTH = 256
 """The widest query that the Triton kernels hold in one tile."""
@@ -51,7 +54,7 @@ def _check_name(name: str, source: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Runs every op inside the block on the named backend ("reference", "blocked" or "triton").
+    """Runs every op inside the block on the named backend ("reference", "blocked", "cpu" or "triton").
 
     The block is process-wide state, as torch.set_float32_matmul_precision is: set it from one thread. A function that
     torch.compile has traced keeps the backend that GLOMO_BACKEND named when it was traced.
@@ -89,13 +92,35 @@ def select_backend(op: str, *tensors: Tensor) -> str:
     """
     forced = forced_backend()
     if forced is None:
-        return "blocked" if tensors[0].device.type != "cuda" or why_not_triton(op, *tensors) else "triton"
+        best = "triton" if tensors[0].device.type == "cuda" else "cpu"
+        return "blocked" if why_not(best, op, *tensors) else best
     name, who = forced
-    if name == "triton":
-        reason = why_not_triton(op, *tensors)
-        if reason:
-            raise ValueError(f"{who} forces the backend 'triton', but {reason}.")
+    reason = why_not(name, op, *tensors)
+    if reason:
+        raise ValueError(f"{who} forces the backend {name!r}, but {reason}.")
     return name
+
+
+def why_not(name: str, op: str, *tensors: Tensor) -> str | None:
+    """Why a backend cannot do a call, or None where it can."""
+    if name == "triton":
+        return why_not_triton(op, *tensors)
+    return why_not_cpu(op, *tensors) if name == "cpu" else None
+
+
+def why_not_cpu(op: str, *tensors: Tensor) -> str | None:
+    """Why the C++ kernels cannot do a call, or None where they can."""
+    if op not in CPU_OPS:
+        return f"{op} has no C++ kernels"
+    missing = cpu_library.why_missing()
+    if missing:
+        return missing
+    for t in tensors:
+        if t.device.type not in ("cpu", "meta"):
+            return f"the C++ kernels need tensors on the CPU, not on {t.device.type}"
+        if t.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"the C++ kernels compute in float32, float16 and bfloat16, not in {t.dtype}"
+    return None
 
 
 def why_not_triton(op: str, *tensors: Tensor) -> str | None:
@@ -143,16 +168,17 @@ def explain(op: str, *tensors: object) -> str:
         raise ValueError(f"There is no op {op!r}; the ops are {', '.join(OPS)}.")
     calls = [t for t in tensors if isinstance(t, Tensor)]
     forced = forced_backend()
-    reason = why_not_triton(op, *calls)
     if forced:
         name, who = forced
-        if name == "triton" and calls and reason:
-            return f"{op} raises, because {who} forces 'triton', but {reason}."
+        reason = why_not(name, op, *calls) if calls else None
+        if reason:
+            return f"{op} raises, because {who} forces {name!r}, but {reason}."
         return f"{op} runs on {name!r}, because {who} forces it."
-    if not reason and not calls:
-        return f"{op} runs on 'triton' for tensors on a GPU, and on 'blocked' for all others."
-    if not reason and calls[0].device.type == "cuda":
-        return f"{op} runs on 'triton', the fused GPU kernels."
-    if not reason:
-        reason = "Triton's interpreter only runs where it is forced"
-    return f"{op} runs on 'blocked', because {reason}."
+    if not calls:
+        here = ["cpu" if why_not_cpu(op) is None else "blocked", "triton" if why_not_triton(op) is None else "blocked"]
+        if here[0] == here[1]:
+            return f"{op} runs on {here[0]!r}, because {why_not_cpu(op)}, and {why_not_triton(op)}."
+        return f"{op} runs on {here[0]!r} for tensors on the CPU, and on {here[1]!r} for tensors on a GPU."
+    best = "triton" if calls[0].device.type == "cuda" else "cpu"
+    reason = why_not(best, op, *calls)
+    return f"{op} runs on 'blocked', because {reason}." if reason else f"{op} runs on {best!r}, {BACKENDS[best]}."

@@ -44,8 +44,8 @@ def architecture(device: torch.device) -> str:
 
 @torch.compiler.assume_constant_result
 def tf32_allowed() -> bool:
-    """Whether fp32 products may be TF32: torch.set_float32_matmul_precision and PyTorch's newer settings of it. A
-    compiled function keeps the answer that it was traced with."""
+    """Whether fp32 products may be TF32: torch.set_float32_matmul_precision and PyTorch's newer settings of it. An
+    exported program keeps the answer that it was traced with."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 

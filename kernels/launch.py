@@ -202,7 +202,3 @@ def diagonal_within(diagonal: int | None, num_targets: int, num_sources: int) ->
 def expand_all(lead: torch.Size, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Contiguous copies with every leading dimension whole: the slow way for what does not collapse to three."""
     return [None if t is None else t.expand(*lead, *t.shape[-2:]).contiguous() for t in tensors]
-
-
-def at_least_2d(t: Tensor | None) -> Tensor | None:
-    return t if t is None or t.dim() >= 2 else t[(None,) * (2 - t.dim())]

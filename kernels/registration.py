@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
+from torch.utils._device import DeviceContext
 
 from .arguments import accumulator_dtype, without_autocast
 
@@ -30,6 +31,7 @@ def differentiable_op(
     backward: Callable[..., Sequence[Tensor]],
     fake: Op,
     differentiable: Sequence[str],
+    saved_outputs: int = 0,
 ) -> Op:
     """Registers `glomo::<name>` and `glomo::<name>_backward` and returns a function that calls the first.
 
@@ -37,10 +39,10 @@ def differentiable_op(
         name: the op's name, unique in the package.
         forward: forward(*inputs) -> outputs, a tuple of tensors; its annotations give the op's schema.
         backward: backward(grad_outputs, outputs, *inputs, needs) -> one gradient for every differentiable input,
-            an empty tensor where `needs` (a list of bools, in the order of `differentiable`) says False. grad_outputs
-            has one for every floating output.
+            an empty tensor where `needs` (a list of bools, in the order of `differentiable`) says False.
         fake: fake(*inputs) -> empty tensors with the shapes and dtypes of the outputs.
         differentiable: names of the inputs that get gradients.
+        saved_outputs: how many of the last outputs are only for the backward pass: grad_outputs has none for them.
     """
     plain_forward, plain_backward = _without_autocast(forward), _without_autocast(backward)
     schema = torch.library.infer_schema(forward, mutates_args=())
@@ -66,6 +68,7 @@ def differentiable_op(
         outputs = output if num_outputs > 1 else (output,)
         tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
         ctx.save_for_backward(*outputs, *(inputs[i] for i in tensors))
+        ctx.set_materialize_grads(False)
         ctx.tensors = tensors
         ctx.inputs = [None if isinstance(x, Tensor) else x for x in inputs]
 
@@ -76,9 +79,14 @@ def differentiable_op(
             inputs[i] = t
         needs = [ctx.needs_input_grad[p] for p in positions]
         outputs = list(saved[:num_outputs])
-        floating = [g for g, o in zip(grad_outputs, outputs, strict=True) if o.is_floating_point()]
-        direct = not torch.is_grad_enabled() and _is_plain((*floating, *saved))
-        gradients = (plain_backward if direct else backward_op)(floating, outputs, *inputs, needs=needs)
+        results = zip(grad_outputs[: num_outputs - saved_outputs], outputs, strict=False)
+        grads = [torch.zeros_like(o) if g is None else g for g, o in results]
+        direct = False
+        if not torch.compiler.is_compiling():
+            direct = not torch.is_grad_enabled() and _is_plain((*grads, *saved))
+            if not direct:
+                _refuse_transforms(name, (*grads, *saved))
+        gradients = (plain_backward if direct else backward_op)(grads, outputs, *inputs, needs=needs)
         result: list[Tensor | None] = [None] * len(inputs)
         for position, need, gradient in zip(positions, needs, gradients, strict=True):
             if need:
@@ -109,7 +117,7 @@ def differentiable_op(
         if torch.compiler.is_compiling():
             return op(*inputs)
         if _is_plain([x for x in inputs if isinstance(x, Tensor)]):
-            if torch.is_grad_enabled() and any(inputs[p] is not None and inputs[p].requires_grad for p in positions):
+            if wants_gradient(*[inputs[p] for p in positions]) and not _below_autograd():
                 return function.apply(*inputs)
             return plain_forward(*inputs)
         _refuse_transforms(name, inputs)
@@ -135,15 +143,28 @@ _PLAIN_TENSORS = tuple(
 """Dispatch keys of a tensor on the device, and of one made in inference mode."""
 
 
+def _below_autograd() -> bool:
+    """Whether PyTorch records nothing here even where gradients are enabled, as in inference mode."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
+
+
 def _is_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether a call through PyTorch's dispatcher would come straight to the op's own functions. The way through it
     takes the host longer than all else that an op does (bench/NOTES.md), so that such calls go there themselves."""
     if torch._C._dispatch_tls_local_include_set() not in _NO_MODES or torch.autograd._profiler_enabled():
         return False
-    if forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0 or any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext  # it concerns new tensors only
+        for i in range(torch._C._len_torch_function_stack())
+    ):
         return False
     keys = torch._C._dispatch_keys
     return all(type(t) in (Tensor, torch.nn.Parameter) and keys(t) in _PLAIN_TENSORS for t in tensors)
+
+
+def wants_gradient(*inputs: Any) -> bool:
+    """Whether a backward pass may follow a call with these inputs."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def fake_rows(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:

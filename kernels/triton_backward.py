@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import at_least_2d
 from .configurations import Configuration, block, configuration, precision, weight
 from .launch import (
     Launch,
@@ -16,7 +17,6 @@ from .launch import (
     Operand,
     TooManyDimensions,
     at_addresses,
-    at_least_2d,
     diagonal_within,
     dropout_numbers,
     expand_all,

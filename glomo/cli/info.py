@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     import torch
 
-    from glomo.kernels import BACKENDS, explain
+    from glomo.kernels import BACKENDS, cpu_library, explain
     from glomo.kernels.backend import OPS
 
     print(f"glomo {version('glomo')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"GPU: {names}, CUDA {torch.version.cuda}")
     else:
         print("GPU: none that PyTorch can use")
-    print("compiled extension: not part of this installation (pure Python)")
+    absent = cpu_library.why_missing()
+    print(f"C++ kernels: none: {absent}" if absent else f"C++ kernels: built; {cpu_library.INSTRUCTION_SET} runs here")
     print("\nbackends")
     for name, meaning in BACKENDS.items():
         print(f"  {name:<10} {meaning}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import broadcast
+from ..arguments import at_least_2d, broadcast
 from ..configurations import block, configuration, precision, weight
 from ..launch import (
     Launch,
     Lead,
     TooManyDimensions,
-    at_least_2d,
     diagonal_within,
     expand_all,
     is_wide,

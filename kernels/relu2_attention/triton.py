@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import broadcast
+from ..arguments import at_least_2d, broadcast
 from ..configurations import Configuration, block, configuration, precision, weight
 from ..launch import (
     Launch,
@@ -15,7 +15,6 @@ from ..launch import (
     Operand,
     TooManyDimensions,
     at_addresses,
-    at_least_2d,
     diagonal_within,
     dropout_numbers,
     expand_all,

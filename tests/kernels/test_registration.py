@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import glomo
@@ -124,3 +126,41 @@ def test_no_second_derivative():
     (gradient,) = torch.autograd.grad(call(query).sum(), query, create_graph=True)
     with pytest.raises(RuntimeError, match="is not differentiable itself"):
         gradient.sum().backward()
+
+
+def test_inference_mode_records_nothing_even_where_gradients_are_enabled():
+    query, bias = random(2, 5, 4), torch.nn.Parameter(torch.zeros(()))
+    with torch.inference_mode(), torch.enable_grad():
+        assert not glomo.relu2_attention(query, query, query, bias).requires_grad
+
+
+def test_compiled_autograd_traces_the_gradient():
+    query = random(2, 5, 4).requires_grad_()
+    expected = torch.autograd.grad(call(query).sum(), query)[0]
+    torch._dynamo.reset()
+    loss = call(query).sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    assert torch.equal(query.grad, expected)
+
+
+def test_a_tangent_of_the_cotangent_is_refused():
+    query = random(2, 5, 4).requires_grad_()
+    out = call(query)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="reverse-mode gradients"):
+        torch.autograd.grad(out, query, forward_ad.make_dual(torch.ones_like(out), torch.randn_like(out)))
+
+
+def test_a_function_mode_sees_the_op(direct):
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names = []
+    with Names():
+        call(random(2, 5, 4))
+    assert any("relu2_attention_blocked" in name for name in names)
+    with torch.device("cpu"):  # a default device is such a mode, too, and concerns new tensors only
+        call(random(2, 5, 4))
+    assert direct == [False, True]

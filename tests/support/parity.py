@@ -32,7 +32,7 @@ DEVICE = os.environ.get("GLOMO_TEST_DEVICE", "cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 """What every op computes in; Triton's interpreter gets bf16 wrong."""
-IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else [])
+IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else ["cpu"])
 """The backends that run here."""
 needs_triton = pytest.mark.skipif(
     "triton" not in IMPLEMENTATIONS, reason="needs a GPU (GLOMO_TEST_DEVICE=cuda) or TRITON_INTERPRET=1"
@@ -90,7 +90,7 @@ def check_parity(call: Call, tensors: Sequence[Tensor | None]) -> None:
 
 def widest(backend: str) -> torch.dtype:
     """fp64 where the backend has it."""
-    return torch.float32 if backend == "triton" else torch.float64
+    return torch.float32 if backend in ("cpu", "triton") else torch.float64
 
 
 class RoundedArithmetic(TorchDispatchMode):

@@ -1,0 +1,61 @@
+// The host's side that all ops share: the instruction set, tensors as matrices, work spread over threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace glomo {
+
+using torch::stable::Tensor;
+
+// The functions of the instruction set in use.
+const Kernels& kernels();
+
+// From now on uses the instruction set of that name, the widest for an empty name; returns its name, or nothing if this CPU
+// does not have it.
+std::string instruction_set(std::string name);
+
+// A tensor (..., rows, columns) whose leading dimensions are those of the call; one matrix for each flat batch-head.
+class Batch {
+ public:
+  Batch() = default;
+  // tail: 2, or 1 for statistics of rows, which have no columns
+  explicit Batch(const Tensor& t, int64_t tail = 2);
+  explicit Batch(const std::optional<Tensor>& t) : Batch(t ? Batch(*t) : Batch()) {}
+
+  // Rows from `row` on and columns from `column` on, where these are not broadcast.
+  Matrix at(int64_t index, int64_t row = 0, int64_t column = 0) const;
+  Vary vary() const;
+
+ private:
+  char* data_ = nullptr;
+  int64_t size_ = 0;  // of an element, in bytes
+  Type type_ = kFloat;
+  std::vector<int64_t> sizes_, strides_;  // of the leading dimensions
+  int64_t row_ = 0, column_ = 0, rows_ = 1, columns_ = 1;
+};
+
+// How packed rows belong to sequences; without boundaries there is one sequence, of all rows.
+class Packing {
+ public:
+  Packing(const std::optional<Tensor>& boundaries, int64_t rows);
+  int64_t count() const { return (int64_t)ends_.size() - 1; }
+  int64_t first(int64_t i) const { return ends_[i]; }
+  int64_t size(int64_t i) const { return ends_[i + 1] - ends_[i]; }
+
+ private:
+  std::vector<int64_t> ends_;
+};
+
+// work(item, scratch) for every item, the first ones first, on all threads of PyTorch's pool; scratch is of `floats`
+// floats, one for each thread. What an item computes must not depend on the thread.
+void for_each(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work);
+
+}  // namespace glomo

@@ -1,0 +1,181 @@
+// The gradients of relu2_attention that a range of sources makes, five products a tile:
+//   dV += (A dropped)^T dout,   dP = dout V^T dropped,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dK += ds^T Q,   dQ += ds K
+// with delta = <dout, out>. Sources are the outer loop, so that dK and dV of a tile are summed in cache; dQ is summed in
+// memory, by blocks of targets.
+#pragma once
+
+#include "philox.h"
+#include "products.h"
+#include "scores.h"
+
+namespace glomo {
+namespace GLOMO_ISA {
+
+// What all tiles of a batch-head need of its targets, in scratch.
+struct Rows {
+  float *query, *dout;                // (blocks, E | F, kLanes)
+  Floats query_rows, dout_rows;       // (T, E | F), rows of whole vectors
+  float *delta, *inverse, *dnormalizer;  // (blocks, kLanes)
+};
+
+INLINE bool in_place(const Matrix& m, int64_t columns) { return m.type == kFloat && m.column == 1 && columns % W == 0; }
+
+static int64_t backward_scratch(const Call& call, int64_t T) {
+  const int64_t blocks = (T + kLanes - 1) / kLanes, E = round_up(call.E, W), F = round_up(call.F, W);
+  return blocks * kLanes * (2 * E + 2 * F + 3) + kSources * (4 * kLanes + 2 * E + 2 * F + W);
+}
+
+static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*& scratch) {
+  if (in_place(m, columns)) return {(const float*)m.data, m.row, 1};
+  const int64_t wide = round_up(columns, W);
+  float* to = scratch;
+  scratch += rows * wide;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += W) store(to + r * wide + c, load_some(m, r, c, columns - c));
+  return {to, wide, 1};
+}
+
+static Rows gather(const Call& call, const Sequence& s, const Gradients& g, float*& scratch) {
+  const int64_t blocks = (s.T + kLanes - 1) / kLanes;
+  Rows rows;
+  const auto take = [&](int64_t floats) {
+    float* taken = scratch;
+    scratch += floats;
+    return taken;
+  };
+  rows.query = take(blocks * kLanes * round_up(call.E, W));
+  rows.dout = take(blocks * kLanes * round_up(call.F, W));
+  rows.delta = take(blocks * kLanes);
+  rows.inverse = take(blocks * kLanes);
+  rows.dnormalizer = take(blocks * kLanes);
+  rows.query_rows = whole_rows(s.query, s.T, call.E, scratch);
+  rows.dout_rows = whole_rows(g.dout, s.T, call.F, scratch);
+  for (int64_t t = 0; t < blocks * kLanes; t++) {
+    rows.delta[t] = rows.inverse[t] = rows.dnormalizer[t] = 0.0f;
+    if (t >= s.T) continue;
+    Vec sum = {};
+    for (int64_t f = 0; f < call.F; f += W) {
+      Vec out = load_some(s.out, t, f, call.F - f);
+      if (s.residual) out += load_some({s.residual, call.F, 1, kFloat}, t, f, call.F - f);
+      sum += out * load_some(g.dout, t, f, call.F - f);
+    }
+    for (int l = 0; l < W; l++) rows.delta[t] += sum[l];
+    const float z = element(s.normalizer, t, 0);
+    rows.inverse[t] = z == 0.0f ? 0.0f : 1.0f / (z + call.eps);
+    rows.dnormalizer[t] = element(g.dnormalizer, t, 0);
+  }
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t count = least(s.T - b * kLanes, kLanes);
+    rows_to_lanes(s.query, b * kLanes, count, 0, call.E, rows.query + b * kLanes * round_up(call.E, W));
+    rows_to_lanes(g.dout, b * kLanes, count, 0, call.F, rows.dout + b * kLanes * round_up(call.F, W));
+  }
+  return rows;
+}
+
+static void write_rows(const float* from, int64_t wide, float factor, const Matrix& m, int64_t i, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += W) store_some(m, i + r, c, columns - c, load(from + r * wide + c) * factor);
+}
+
+static void backward(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
+  const int64_t E = round_up(call.E, W), F = round_up(call.F, W), blocks = (s.T + kLanes - 1) / kLanes;
+  float* scores = scratch;  // (sources, lanes): scores, then weights
+  float* products = scores + kSources * kLanes;  // dP, then ds
+  float* pairs = products + kSources * kLanes;
+  float* keep = pairs + kSources * kLanes;
+  float* dkey = keep + kSources * kLanes;
+  float* dvalue = dkey + kSources * E;
+  float* key_floats = dvalue + kSources * F;
+  float* value_floats = key_floats + kSources * E;
+  float* columns = value_floats + kSources * F;  // (sources, W): sums of ds
+  scratch = columns + kSources * W;
+  const Rows rows = gather(call, s, g, scratch);
+  const bool need_key = g.dkey.data, need_value = g.dvalue.data;
+  const bool need_scores = need_key || g.dquery || g.dbias_rows || g.dbias_columns || g.dbias.data;
+  for (int64_t source = first; source < last; source += kSources) {
+    const int64_t count = least(last - source, kSources);
+    const Floats keys = as_floats(s.key, source, count, call.E, key_floats);
+    const Floats values = as_floats(s.value, source, count, call.F, value_floats);
+    for (int64_t i = 0; i < kSources * E; i += W) store(dkey + i, Vec{});
+    for (int64_t i = 0; i < kSources * F; i += W) store(dvalue + i, Vec{});
+    for (int64_t j = 0; j < kSources; j++) store(columns + j * W, Vec{});
+    const int64_t reader = call.causal ? source - call.diagonal : 0;  // the first target that reads any of them
+    for (int64_t block = 0; block < blocks; block++) {
+      const bool none = (block + 1) * kLanes <= reader ||
+          (s.active && !s.active[block * ((s.S + kSources - 1) / kSources) + source / kSources]);
+      Targets targets;
+      if (!none) {
+        start(call, s, block, targets);
+        product<false>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, call.E, count, targets.lanes, scores, kLanes);
+      }
+      if (none || !rectify(call, s, targets, source, count, scores, pairs)) {
+        if (g.dbias.data) {
+          const int64_t end = least(s.T, (block + 1) * kLanes);
+          for (int64_t t = block * kLanes; t < end; t++)
+            for (int64_t j = source; j < source + count; j++) set_element(g.dbias, t, j, 0.0f);
+        }
+        continue;
+      }
+      if (need_scores)
+        product<false>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, call.F, count, targets.lanes, products, kLanes);
+      if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);
+      for (int64_t l = 0; l < targets.lanes; l += W) {
+        const Vec inverse = load(rows.inverse + targets.first + l), delta = load(rows.delta + targets.first + l);
+        const Vec dnormalizer = load(rows.dnormalizer + targets.first + l);
+        Vec sum = {};
+        for (int64_t j = 0; j < count; j++) {
+          const Vec r = load(scores + j * kLanes + l), a = r * inverse;
+          const Vec kept = call.dropout ? load(keep + j * kLanes + l) : splat(1.0f);
+          store(scores + j * kLanes + l, call.dropout ? r * a * kept : r * a);
+          if (!need_scores) continue;
+          Vec d = load(products + j * kLanes + l);
+          if (call.dropout) d *= kept;
+          d = 2.0f * (a * (d - delta) + r * dnormalizer);
+          store(products + j * kLanes + l, d);
+          sum += d;
+          if (g.dbias_columns) store(columns + j * W, load(columns + j * W) + d);
+        }
+        if (g.dbias_rows)
+          for (int64_t i = 0; i < least(targets.rows - l, W); i++) g.dbias_rows[targets.first + l + i] += sum[i];
+      }
+      if (need_value)
+        product<true>(scores, kLanes, 1, rows.dout_rows.data + targets.first * rows.dout_rows.row, rows.dout_rows.row, targets.rows, count, F, dvalue, F);
+      if (need_key)
+        product<true>(products, kLanes, 1, rows.query_rows.data + targets.first * rows.query_rows.row, rows.query_rows.row, targets.rows, count, E, dkey, E);
+      if (g.dquery)
+        product<true>(keys.data, keys.column, keys.row, products, kLanes, count, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes);
+      if (g.dbias.data) {
+        float ones[kLanes] __attribute__((aligned(64)));
+        for (int64_t l = 0; l < kLanes; l++) ones[l] = 1.0f;
+        lanes_to_rows(products, ones, g.dbias, targets.first, targets.rows, source, count);
+      }
+    }
+    if (need_key) write_rows(dkey, E, call.scale, g.dkey, source, count, call.E);
+    if (need_value) write_rows(dvalue, F, 1.0f, g.dvalue, source, count, call.F);
+    if (g.dbias_columns)
+      for (int64_t j = 0; j < count; j++) {
+        float sum = 0.0f;
+        for (int l = 0; l < W; l++) sum += columns[j * W + l];
+        g.dbias_columns[source + j] = sum;
+      }
+  }
+}
+
+static void finish_query(
+    const Call& call, const Matrix& query, int64_t T, int64_t block, const float* dquery, int64_t part, int64_t parts, float* scratch) {
+  float factor[kLanes] __attribute__((aligned(64)));
+  for (int64_t l = 0; l < kLanes; l++) factor[l] = call.scale;
+  const float* sum = dquery + block * kLanes * call.E;
+  if (parts > 1) {
+    for (int64_t i = 0; i < call.E * kLanes; i += W) {
+      Vec x = load(sum + i);
+      for (int64_t p = 1; p < parts; p++) x += load(sum + p * part + i);
+      store(scratch + i, x);
+    }
+    sum = scratch;
+  }
+  lanes_to_rows(sum, factor, query, block * kLanes, least(T - block * kLanes, kLanes), 0, call.E);
+}
+
+}  // namespace GLOMO_ISA
+}  // namespace glomo

@@ -1,0 +1,17 @@
+// The functions of one instruction set, by the name of which its table is known.
+#include "relu2_backward.h"
+#include "relu2_forward.h"
+
+#define GLOMO_JOIN_(a, b) a##b
+#define GLOMO_JOIN(a, b) GLOMO_JOIN_(a, b)
+#define GLOMO_QUOTE_(a) #a
+#define GLOMO_QUOTE(a) GLOMO_QUOTE_(a)
+
+namespace glomo {
+
+const Kernels GLOMO_JOIN(kernels_, GLOMO_ISA) = {
+    GLOMO_QUOTE(GLOMO_ISA), GLOMO_ISA::forward_scratch, GLOMO_ISA::forward,
+    GLOMO_ISA::backward_scratch, GLOMO_ISA::backward, GLOMO_ISA::finish_query,
+};
+
+}  // namespace glomo

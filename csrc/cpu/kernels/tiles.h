@@ -1,0 +1,88 @@
+// Moving matrices of any type and strides into tiles of floats, and back.
+#pragma once
+
+#include "vectors.h"
+
+namespace glomo {
+namespace GLOMO_ISA {
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// m(i, j .. j + W) as a vector; columns beyond count are 0.
+INLINE Vec load_some(const Matrix& m, int64_t i, int64_t j, int64_t count) {
+  if (m.type == kFloat && m.column == 1 && count >= W) return load_loose((const float*)m.data + m.row * i + j);
+#if defined(__AVX512F__)
+  if (m.column == 1 && count >= W && m.type != kBool) {
+    const __m256i bits = _mm256_loadu_si256((const __m256i*)((const uint16_t*)m.data + m.row * i + j));
+    if (m.type == kHalf) return (Vec)_mm512_cvtph_ps(bits);
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+  }
+#elif defined(__AVX2__)
+  if (m.column == 1 && count >= W && m.type != kBool) {
+    const __m128i bits = _mm_loadu_si128((const __m128i*)((const uint16_t*)m.data + m.row * i + j));
+    if (m.type == kHalf) return (Vec)_mm256_cvtph_ps(bits);
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+  }
+#endif
+  Vec x = {};
+  for (int64_t l = 0; l < least(count, W); l++) x[l] = element(m, i, j + l);
+  return x;
+}
+
+// m(i, j .. j + W) = x, of which the first count are inside.
+INLINE void store_some(const Matrix& m, int64_t i, int64_t j, int64_t count, Vec x) {
+  if (m.type == kFloat && m.column == 1 && count >= W) return store_loose((float*)m.data + m.row * i + j, x);
+#if defined(__AVX512F__)
+  if (m.column == 1 && count >= W && m.type == kHalf) {
+    const __m256i bits = _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    return _mm256_storeu_si256((__m256i*)((uint16_t*)m.data + m.row * i + j), bits);
+  }
+#elif defined(__AVX2__)
+  if (m.column == 1 && count >= W && m.type == kHalf) {
+    const __m128i bits = _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+    return _mm_storeu_si128((__m128i*)((uint16_t*)m.data + m.row * i + j), bits);
+  }
+#endif
+  for (int64_t l = 0; l < least(count, W); l++) set_element(m, i, j + l, x[l]);
+}
+
+// to[c][l] = m(i + l, j + c) for l < rows, 0 for the other lanes: rows of a matrix become lanes.
+static void rows_to_lanes(const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns, float* to) {
+  for (int64_t l = 0; l < kLanes; l += W)
+    for (int64_t c = 0; c < columns; c += W) {
+      Vec x[W];
+      for (int64_t r = 0; r < W; r++) x[r] = l + r < rows ? load_some(m, i + l + r, j + c, columns - c) : Vec{};
+      transpose(x);
+      for (int64_t r = 0; r < least(columns - c, W); r++) store(to + (c + r) * kLanes + l, x[r]);
+    }
+}
+
+// m(i + l, j + c) = from[c][l] * factor[l]: lanes become rows again.
+static void lanes_to_rows(const float* from, const float* factor, const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns) {
+  for (int64_t l = 0; l < rows; l += W)
+    for (int64_t c = 0; c < columns; c += W) {
+      Vec x[W];
+      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) * load(factor + l) : Vec{};
+      transpose(x);
+      for (int64_t r = 0; r < least(rows - l, W); r++) store_some(m, i + l + r, j + c, columns - c, x[r]);
+    }
+}
+
+// Rows i .. i + rows of m as floats: where they lie, or copied to scratch. Every number is read by itself, so that floats
+// may stay where they are whatever their strides.
+struct Floats {
+  const float* data;
+  int64_t row, column;
+};
+
+static Floats as_floats(const Matrix& m, int64_t i, int64_t rows, int64_t columns, float* scratch) {
+  if (m.type == kFloat) return {(const float*)m.data + m.row * i, m.row, m.column};
+  const int64_t wide = round_up(columns, W);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += W) store(scratch + r * wide + c, load_some(m, i + r, c, columns - c));
+  return {scratch, wide, 1};
+}
+
+}  // namespace GLOMO_ISA
+}  // namespace glomo

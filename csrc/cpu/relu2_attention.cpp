@@ -1,0 +1,177 @@
+#include "relu2_attention.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "host.h"
+
+namespace glomo {
+
+namespace {
+
+constexpr int64_t kParts = 8, kItems = 16;  // ranges of sources at most; items that are enough for all threads
+
+int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
+
+Call describe(
+    const Tensor& query, const Tensor& value, const Batch& bias, const Batch& mask, const std::optional<Tensor>& seed,
+    double dropout_p, std::optional<int64_t> diagonal, double scale, double eps) {
+  Call call{};
+  call.E = query.size(query.dim() - 1);
+  call.F = value.size(value.dim() - 1);
+  call.causal = diagonal.has_value();
+  // far from the ends of 64-bit integers, and the same pairs
+  const int64_t most = int64_t(1) << 40;
+  call.diagonal = std::max(-most, std::min(diagonal.value_or(0), most));
+  call.scale = (float)scale;
+  call.eps = (float)eps;
+  call.bias = bias.vary();
+  call.mask = mask.vary();
+  call.dropout = seed.has_value();
+  if (seed) {
+    const double words = std::nearbyint(dropout_p * 4294967296.0);
+    call.threshold = words >= 4294967295.0 ? 4294967295u : (uint32_t)words;
+    call.keep_scale = dropout_p < 1.0 ? (float)(1.0 / (1.0 - dropout_p)) : 0.0f;
+    call.seed = (uint64_t) * (const int64_t*)seed->data_ptr();
+  }
+  return call;
+}
+
+// The tensors of a call that both passes read.
+struct Inputs {
+  Batch query, key, value, bias, mask;
+  Call call;
+  Packing targets, sources;
+  int64_t heads = 1, rows, columns;
+  std::vector<int64_t> begin{0};  // of each sequence's blocks of targets
+
+  Inputs(
+      const Tensor& query_, const Tensor& key_, const Tensor& value_, const std::optional<Tensor>& bias_,
+      const std::optional<Tensor>& mask_, const std::optional<Tensor>& seed, const std::optional<Tensor>& cu_seqlens_q,
+      const std::optional<Tensor>& cu_seqlens_k, double dropout_p, std::optional<int64_t> diagonal, double scale, double eps)
+      : query(query_),
+        key(key_),
+        value(value_),
+        bias(bias_),
+        mask(mask_),
+        call(describe(query_, value_, bias, mask, seed, dropout_p, diagonal, scale, eps)),
+        targets(cu_seqlens_q, query_.size(query_.dim() - 2)),
+        sources(cu_seqlens_k, key_.size(key_.dim() - 2)),
+        rows(query_.size(query_.dim() - 2)),
+        columns(key_.size(key_.dim() - 2)) {
+    for (int64_t d = 0; d < query_.dim() - 2; d++) heads *= query_.size(d);
+    STD_TORCH_CHECK(targets.count() == sources.count(), "cu_seqlens_q and cu_seqlens_k must have one length.");
+    for (int64_t i = 0; i < targets.count(); i++) begin.push_back(begin.back() + blocks_of(targets.size(i)));
+  }
+
+  int64_t blocks() const { return begin.back(); }
+
+  // The sequence that a block of targets belongs to.
+  int64_t sequence_of(int64_t block) const { return std::upper_bound(begin.begin(), begin.end(), block) - begin.begin() - 1; }
+
+  Sequence sequence(int64_t head, int64_t i) const {
+    const int64_t t = targets.first(i), s = sources.first(i);
+    Sequence sequence{};
+    sequence.T = targets.size(i);
+    sequence.S = sources.size(i);
+    sequence.index = (uint64_t)(i * heads + head);
+    sequence.query = query.at(head, t);
+    sequence.key = key.at(head, s);
+    sequence.value = value.at(head, s);
+    sequence.bias = bias.at(head, t, s);
+    sequence.mask = mask.at(head, t, s);
+    return sequence;
+  }
+};
+
+}  // namespace
+
+void relu2_attention_forward(
+    Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k, Tensor out,
+    Tensor normalizer, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
+    std::optional<int64_t> diagonal, double scale, double eps) {
+  const Kernels& run = kernels();
+  const Inputs in(query, key, value, bias, attn_mask, seed, cu_seqlens_q, cu_seqlens_k, dropout_p, diagonal, scale, eps);
+  const Batch outs(out), normalizers(normalizer, 1);
+  for_each(in.heads * in.blocks(), run.forward_scratch(in.call), [&](int64_t item, float* scratch) {
+    const int64_t head = item / in.blocks(), block = in.blocks() - 1 - item % in.blocks();  // causal: the longest first
+    const int64_t i = in.sequence_of(block), t = in.targets.first(i);
+    Sequence sequence = in.sequence(head, i);
+    sequence.out = outs.at(head, t);
+    sequence.normalizer = normalizers.at(head, t);
+    if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
+    if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
+    run.forward(in.call, sequence, block - in.begin[i], scratch);
+  });
+}
+
+void relu2_attention_backward(
+    Tensor dout, Tensor dnormalizer, Tensor out, Tensor normalizer, std::optional<Tensor> residual,
+    std::optional<Tensor> active, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
+    std::optional<Tensor> attn_mask, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
+    std::optional<Tensor> cu_seqlens_k, std::optional<Tensor> dquery, std::optional<Tensor> dkey, std::optional<Tensor> dvalue,
+    std::optional<Tensor> dbias, std::optional<Tensor> dbias_rows, std::optional<Tensor> dbias_columns, double dropout_p,
+    std::optional<int64_t> diagonal, double scale, double eps) {
+  const Kernels& run = kernels();
+  const Inputs in(query, key, value, bias, attn_mask, seed, cu_seqlens_q, cu_seqlens_k, dropout_p, diagonal, scale, eps);
+  const Batch douts(dout), dnormalizers(dnormalizer, 1), outs(out), normalizers(normalizer, 1);
+  const Batch dqueries(dquery), dkeys(dkey), dvalues(dvalue), dbiases(dbias);
+  const int64_t count = in.targets.count(), E = in.call.E;
+  int64_t longest = 0, most = 0;
+  for (int64_t i = 0; i < count; i++) {
+    longest = std::max(longest, in.targets.size(i));
+    most = std::max(most, blocks_of(in.sources.size(i)));
+  }
+  // Few batch-heads are cut into ranges of sources, by their number alone: the result must not depend on the threads.
+  const int64_t parts = std::max<int64_t>(1, std::min({kParts, most, kItems / std::max<int64_t>(1, in.heads * count)}));
+  const int64_t block_floats = kLanes * E, part_floats = in.heads * in.blocks() * block_floats;
+  const int64_t own = parts == 1 && dquery ? blocks_of(longest) * block_floats : 0;  // dQ of one batch-head
+  std::vector<float> shared(parts > 1 && dquery ? parts * part_floats + 16 : 0), row_sums(parts > 1 && dbias_rows ? parts * in.heads * in.rows : 0);
+  float* partial = (float*)(((uintptr_t)shared.data() + 63) / 64 * 64);
+
+  for_each(parts * in.heads * count, own + run.backward_scratch(in.call, longest), [&](int64_t item, float* scratch) {
+    const int64_t part = item % parts, head = item / parts % in.heads, i = item / parts / in.heads;
+    const int64_t t = in.targets.first(i), s = in.sources.first(i);
+    Sequence sequence = in.sequence(head, i);
+    sequence.out = outs.at(head, t);
+    sequence.normalizer = normalizers.at(head, t);
+    if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
+    if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
+    Gradients g{};
+    g.dout = douts.at(head, t);
+    g.dnormalizer = dnormalizers.at(head, t);
+    g.dkey = dkeys.at(head, s);
+    g.dvalue = dvalues.at(head, s);
+    g.dbias = dbiases.at(head, t, s);
+    const int64_t blocks = blocks_of(sequence.T);
+    if (dquery) {
+      g.dquery = parts > 1 ? partial + part * part_floats + (head * in.blocks() + in.begin[i]) * block_floats : scratch;
+      if (parts == 1) std::fill(scratch, scratch + blocks * block_floats, 0.0f);
+    }
+    if (dbias_rows) g.dbias_rows = (parts > 1 ? row_sums.data() + part * in.heads * in.rows : (float*)dbias_rows->data_ptr()) + head * in.rows + t;
+    if (dbias_columns) g.dbias_columns = (float*)dbias_columns->data_ptr() + head * in.columns + s;
+    const int64_t tiles = blocks_of(sequence.S);
+    const int64_t first = tiles * part / parts * kSources, last = std::min(tiles * (part + 1) / parts * kSources, sequence.S);
+    run.backward(in.call, sequence, g, first, last, scratch + own);
+    if (own)
+      for (int64_t b = 0; b < blocks; b++)
+        run.finish_query(in.call, dqueries.at(head, t), sequence.T, b, g.dquery, 0, 1, nullptr);
+  });
+  if (parts == 1) return;
+  if (dquery)
+    for_each(in.heads * in.blocks(), block_floats, [&](int64_t item, float* scratch) {
+      const int64_t head = item / in.blocks(), block = item % in.blocks(), i = in.sequence_of(block);
+      const float* first = partial + (head * in.blocks() + in.begin[i]) * block_floats;
+      run.finish_query(in.call, dqueries.at(head, in.targets.first(i)), in.targets.size(i), block - in.begin[i], first, part_floats, parts, scratch);
+    });
+  if (dbias_rows) {
+    float* to = (float*)dbias_rows->data_ptr();
+    for (int64_t p = 0; p < parts; p++)
+      for (int64_t i = 0; i < in.heads * in.rows; i++) to[i] += row_sums[p * in.heads * in.rows + i];
+  }
+}
+
+}  // namespace glomo
