@@ -56,9 +56,11 @@ def _run(argv: list[str]) -> int:
 
         raise UserError(f"there is no command {name!r}{nearest(name, list(COMMANDS))}")
     from glomo.kernels.backend import forced_backend
+    from glomo.kernels.cpu_library import why_missing
 
     try:
         forced_backend()
+        why_missing()
     except ValueError as error:
         raise UserError(str(error)) from None
     return importlib.import_module(f"glomo.cli.{name}").main(argv[1:])

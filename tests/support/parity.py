@@ -120,3 +120,12 @@ def strided(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     reordered = (*shape[:-3], shape[-2], shape[-3], shape[-1]) if len(shape) > 2 else shape
     base = random(*reordered[:-1], 2 * shape[-1] + 1, dtype=dtype)[..., 1::2]
     return base.transpose(-3, -2) if len(shape) > 2 else base
+
+
+def far_apart(t: Tensor, dim: int) -> Tensor:
+    """The same numbers, but the last seventh of a dimension begins 2^31 elements behind its first ones."""
+    step = 2**31 // (t.size(dim) * 6 // 7) + 1
+    strides = [1] * t.dim()
+    strides[dim] = step
+    storage = torch.empty(step * (t.size(dim) - 1) + max(t.shape), dtype=t.dtype)  # few of its pages are ever touched
+    return storage.as_strided(t.shape, strides).copy_(t)

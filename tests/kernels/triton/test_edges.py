@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import glomo
-from parity import DEVICE, DTYPES, check_parity, needs_triton, random, run
+from parity import DEVICE, DTYPES, check_parity, far_apart, needs_triton, random, run
 
 pytestmark = needs_triton
 
@@ -55,15 +55,6 @@ def test_diagonals_far_outside(diagonal):
 
 
 SHAPES = dict(query=(3, 4), key=(35, 4), value=(35, 70), bias=(3, 35), mask=(3, 35), dout=(3, 70), dz=(3,))
-
-
-def far_apart(t, dim):
-    """The same numbers, but the last seventh of a dimension begins 2^31 elements behind its first ones."""
-    step = 2**31 // (t.size(dim) * 6 // 7) + 1
-    strides = [1] * t.dim()
-    strides[dim] = step
-    storage = torch.empty(step * (t.size(dim) - 1) + max(t.shape), dtype=t.dtype)  # few of its pages are ever touched
-    return storage.as_strided(t.shape, strides).copy_(t)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="gigabytes, which only virtual memory gives for nothing")
