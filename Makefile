@@ -2,6 +2,7 @@
 # make test   the tests
 # make codegen     compile the Triton kernels for several GPUs, without one, and look at the machine code (a few minutes)
 # make codegen-36  the same with Triton 3.6.0, in an environment of its own
+# make test-asan   the tests of the C++ kernels under sanitizers (a few minutes)
 # make bench  every op against its peers (ARGS="--grid pretraining --save": see bench/__main__.py)
 # All run `make setup` first, which needs python3 (3.10 or newer), make and a network to a package index.
 
@@ -13,7 +14,11 @@ JOBS ?= 2
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
 INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_varlen.py test_compile.py triton
 
-.PHONY: setup demo test lint bench codegen codegen-36 clean
+SANITIZED := cpu relu2_attention varlen
+# What cannot run there: it needs terabytes of addresses, or looks at the machine code.
+NOT_SANITIZED := not 32_bits and not belong
+
+.PHONY: setup demo test test-asan lint bench codegen codegen-36 clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +37,18 @@ ifndef ARGS
 	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
 		$(INTERPRETED:%=tests/kernels/%)
 endif
+
+# The C++ kernels under the address and undefined-behaviour sanitizers, in a copy of the package made of links.
+test-asan: setup
+	rm -rf .build/asan && mkdir -p .build/asan/glomo/kernels
+	ln -s $(CURDIR)/glomo/* .build/asan/glomo/
+	ln -s $(CURDIR)/kernels/* .build/asan/glomo/kernels/ && rm -f .build/asan/glomo/kernels/*.so
+	ln -s $(CURDIR)/bench $(CURDIR)/tests $(CURDIR)/pyproject.toml .build/asan/
+	GLOMO_CXXFLAGS="-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+		$(BIN)/python setup.py -q build_ext --build-lib .build/asan --build-temp .build/asan/objects
+	cd .build/asan && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		../../$(BIN)/python -m pytest -n $(JOBS) $(SANITIZED:%=tests/kernels/test_%.py) -k "$(NOT_SANITIZED)"
 
 lint: setup
 	$(BIN)/ruff check .
