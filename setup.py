@@ -22,6 +22,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq")]
     INSTRUCTION_SETS["avx512"] += ["-mfma", "-mf16c", "-mprefer-vector-width=512"]
+    INSTRUCTION_SETS["avx512_bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
 
 
 def can_build():

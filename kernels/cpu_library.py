@@ -36,5 +36,6 @@ def why_missing() -> str | None:
     """
     if MISSING is None and not INSTRUCTION_SET:
         name = os.environ["GLOMO_CPU_ISA"]
-        raise ValueError(f"GLOMO_CPU_ISA is {name!r}, but must be portable, avx2 or avx512, if the CPU has it.")
+        names = "portable, avx2, avx512 or avx512_bf16"
+        raise ValueError(f"GLOMO_CPU_ISA is {name!r}, but must be {names}, if the CPU has it.")
     return MISSING

@@ -18,6 +18,7 @@ bool supported(const std::string& name) {
   if (name == "avx512")
     return supported("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (name == "avx512_bf16") return supported("avx512") && __builtin_cpu_supports("avx512bf16");
 #endif
   return false;
 }
@@ -25,7 +26,7 @@ bool supported(const std::string& name) {
 // The widest that this CPU has, or the one of that name; null if it does not have it.
 const Kernels* choose(const std::string& name) {
 #if defined(__x86_64__)
-  const Kernels* const all[] = {&kernels_avx512, &kernels_avx2, &kernels_portable};
+  const Kernels* const all[] = {&kernels_avx512_bf16, &kernels_avx512, &kernels_avx2, &kernels_portable};
 #else
   const Kernels* const all[] = {&kernels_portable};
 #endif

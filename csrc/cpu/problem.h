@@ -63,6 +63,6 @@ struct Kernels {
   void (*finish_query)(const Call&, const Matrix& query, int64_t T, int64_t block, const float* dquery, int64_t part, int64_t parts, float* scratch);
 };
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 
 }  // namespace glomo

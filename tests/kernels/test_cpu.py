@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(INTERPRETED or DEVICE != "cpu", reason="is about another backend"),
 ]
 select = torch.ops.glomo_cpu.instruction_set if cpu_library.MISSING is None else lambda name: ""
-SETS = [name for name in ("portable", "avx2", "avx512") if select(name)]
+SETS = [name for name in ("portable", "avx2", "avx512", "avx512_bf16") if select(name)]
 select("")
 
 
@@ -146,7 +146,7 @@ def test_an_instruction_set_that_does_not_exist():
         text=True,
     )
     assert result.returncode == 2
-    assert "GLOMO_CPU_ISA is 'avx1024', but must be portable, avx2 or avx512" in result.stderr
+    assert "GLOMO_CPU_ISA is 'avx1024', but must be portable, avx2, avx512 or avx512_bf16" in result.stderr
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not installed")
@@ -156,11 +156,14 @@ def test_wide_instructions_are_where_they_belong():
         ["objdump", "-d", "--no-show-raw-insn", "-C", str(cpu_library.FILE)], capture_output=True, text=True, check=True
     ).stdout
     functions = re.split(r"\n[0-9a-f]+ <(.*)>:\n", listing)[1:]
-    widths = dict(portable=0, avx2=0, avx512=0)
+    widths = dict(portable=0, avx2=0, avx512=0, avx512_bf16=0)
     for name, body in zip(functions[::2], functions[1::2], strict=True):
         vectors = re.findall(r"%([yz])mm", body)
-        if "avx512::" in name:
+        if "avx512_bf16::" in name:
+            widths["avx512_bf16"] += len(re.findall("vdpbf16ps", body))
+        elif "avx512::" in name:
             widths["avx512"] += vectors.count("z")
+            assert "vdpbf16ps" not in body, name
         elif "avx2::" in name:
             widths["avx2"] += vectors.count("y")
             assert "z" not in vectors, name

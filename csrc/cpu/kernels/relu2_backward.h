@@ -4,6 +4,7 @@
 // memory, by blocks of targets.
 #pragma once
 
+#include "pairs.h"
 #include "philox.h"
 #include "products.h"
 #include "scores.h"
@@ -22,7 +23,7 @@ INLINE bool in_place(const Matrix& m, int64_t columns) { return m.type == kFloat
 
 static int64_t backward_scratch(const Call& call, int64_t T) {
   const int64_t blocks = (T + kLanes - 1) / kLanes, E = round_up(call.E, W), F = round_up(call.F, W);
-  return blocks * kLanes * (2 * E + 2 * F + 3) + kSources * (4 * kLanes + 2 * E + 2 * F + W);
+  return blocks * kLanes * (2 * E + 2 * F + 3) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
 }
 
 static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*& scratch) {
@@ -35,6 +36,7 @@ static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*&
   return {to, wide, 1};
 }
 
+template <bool kPairs>
 static Rows gather(const Call& call, const Sequence& s, const Gradients& g, float*& scratch) {
   const int64_t blocks = (s.T + kLanes - 1) / kLanes;
   Rows rows;
@@ -68,7 +70,11 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
     const int64_t count = least(s.T - b * kLanes, kLanes);
     rows_to_lanes(s.query, b * kLanes, count, 0, call.E, rows.query + b * kLanes * round_up(call.E, W));
     rows_to_lanes(g.dout, b * kLanes, count, 0, call.F, rows.dout + b * kLanes * round_up(call.F, W));
+    if (kPairs) pair_rows(rows.query + b * kLanes * round_up(call.E, W), kLanes, call.E, kLanes);
+    if (kPairs) pair_rows(rows.dout + b * kLanes * round_up(call.F, W), kLanes, call.F, kLanes);
   }
+  if (kPairs) pair_rows((float*)rows.query_rows.data, rows.query_rows.row, s.T, rows.query_rows.row);
+  if (kPairs) pair_rows((float*)rows.dout_rows.data, rows.dout_rows.row, s.T, rows.dout_rows.row);
   return rows;
 }
 
@@ -77,7 +83,8 @@ static void write_rows(const float* from, int64_t wide, float factor, const Matr
     for (int64_t c = 0; c < columns; c += W) store_some(m, i + r, c, columns - c, load(from + r * wide + c) * factor);
 }
 
-static void backward(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
+template <bool kPairs>
+static void backward_as(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
   const int64_t E = round_up(call.E, W), F = round_up(call.F, W), blocks = (s.T + kLanes - 1) / kLanes;
   float* scores = scratch;  // (sources, lanes): scores, then weights
   float* products = scores + kSources * kLanes;  // dP, then ds
@@ -87,15 +94,25 @@ static void backward(const Call& call, const Sequence& s, const Gradients& g, in
   float* dvalue = dkey + kSources * E;
   float* key_floats = dvalue + kSources * F;
   float* value_floats = key_floats + kSources * E;
-  float* columns = value_floats + kSources * F;  // (sources, W): sums of ds
+  float* key_pairs = value_floats + kSources * F;  // along the sources
+  float* columns = key_pairs + kSources * E;  // (sources, W): sums of ds
   scratch = columns + kSources * W;
-  const Rows rows = gather(call, s, g, scratch);
+  const Rows rows = gather<kPairs>(call, s, g, scratch);
+  const int64_t depth = kPairs ? (call.E + 1) / 2 : call.E, value_depth = kPairs ? (call.F + 1) / 2 : call.F;
   const bool need_key = g.dkey.data, need_value = g.dvalue.data;
   const bool need_scores = need_key || g.dquery || g.dbias_rows || g.dbias_columns || g.dbias.data;
   for (int64_t source = first; source < last; source += kSources) {
     const int64_t count = least(last - source, kSources);
     const Floats keys = as_floats(s.key, source, count, call.E, key_floats);
     const Floats values = as_floats(s.value, source, count, call.F, value_floats);
+    Floats key_terms = keys;
+    if (kPairs) {
+      for (int64_t i = 0; i < count * E; i += W) store(key_pairs + i, load(key_floats + i));
+      pair_rows(key_pairs, E, count, E);
+      pair_columns(key_floats, E, count, E);
+      pair_columns(value_floats, F, count, F);
+      key_terms = {key_pairs, E, 1};
+    }
     for (int64_t i = 0; i < kSources * E; i += W) store(dkey + i, Vec{});
     for (int64_t i = 0; i < kSources * F; i += W) store(dvalue + i, Vec{});
     for (int64_t j = 0; j < kSources; j++) store(columns + j * W, Vec{});
@@ -106,7 +123,7 @@ static void backward(const Call& call, const Sequence& s, const Gradients& g, in
       Targets targets;
       if (!none) {
         start(call, s, block, targets);
-        product<false>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, call.E, count, targets.lanes, scores, kLanes);
+        product<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes);
       }
       if (none || !rectify(call, s, targets, source, count, scores, pairs)) {
         if (g.dbias.data) {
@@ -117,7 +134,7 @@ static void backward(const Call& call, const Sequence& s, const Gradients& g, in
         continue;
       }
       if (need_scores)
-        product<false>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, call.F, count, targets.lanes, products, kLanes);
+        product<false, kPairs>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes);
       if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);
       for (int64_t l = 0; l < targets.lanes; l += W) {
         const Vec inverse = load(rows.inverse + targets.first + l), delta = load(rows.delta + targets.first + l);
@@ -138,16 +155,29 @@ static void backward(const Call& call, const Sequence& s, const Gradients& g, in
         if (g.dbias_rows)
           for (int64_t i = 0; i < least(targets.rows - l, W); i++) g.dbias_rows[targets.first + l + i] += sum[i];
       }
-      if (need_value)
-        product<true>(scores, kLanes, 1, rows.dout_rows.data + targets.first * rows.dout_rows.row, rows.dout_rows.row, targets.rows, count, F, dvalue, F);
-      if (need_key)
-        product<true>(products, kLanes, 1, rows.query_rows.data + targets.first * rows.query_rows.row, rows.query_rows.row, targets.rows, count, E, dkey, E);
-      if (g.dquery)
-        product<true>(keys.data, keys.column, keys.row, products, kLanes, count, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes);
       if (g.dbias.data) {
         float ones[kLanes] __attribute__((aligned(64)));
         for (int64_t l = 0; l < kLanes; l++) ones[l] = 1.0f;
         lanes_to_rows(products, ones, g.dbias, targets.first, targets.rows, source, count);
+      }
+      const int64_t readers = kPairs ? (targets.rows + 1) / 2 : targets.rows, terms = kPairs ? (count + 1) / 2 : count;
+      const int64_t first_row = kPairs ? targets.first / 2 : targets.first;
+      if (need_value) {
+        if (kPairs) pair_columns(scores, kLanes, count, targets.lanes);
+        product<true, kPairs>(scores, kLanes, 1, rows.dout_rows.data + first_row * rows.dout_rows.row, rows.dout_rows.row, readers, count, F, dvalue, F);
+      }
+      if (g.dquery) {
+        float* ds = products;
+        if (kPairs) {
+          ds = pairs;
+          for (int64_t i = 0; i < count * kLanes; i += W) store(ds + i, load(products + i));
+          pair_rows(ds, kLanes, count, targets.lanes);
+        }
+        product<true, kPairs>(key_terms.data, key_terms.column, key_terms.row, ds, kLanes, terms, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes);
+      }
+      if (need_key) {
+        if (kPairs) pair_columns(products, kLanes, count, targets.lanes);
+        product<true, kPairs>(products, kLanes, 1, rows.query_rows.data + first_row * rows.query_rows.row, rows.query_rows.row, readers, count, E, dkey, E);
       }
     }
     if (need_key) write_rows(dkey, E, call.scale, g.dkey, source, count, call.E);
@@ -159,6 +189,11 @@ static void backward(const Call& call, const Sequence& s, const Gradients& g, in
         g.dbias_columns[source + j] = sum;
       }
   }
+}
+
+static void backward(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
+  if (kHasPairs && s.query.type == kBFloat && !call.dropout) return backward_as<kHasPairs>(call, s, g, first, last, scratch);
+  backward_as<false>(call, s, g, first, last, scratch);
 }
 
 static void finish_query(

@@ -30,12 +30,19 @@ typedef float Vec __attribute__((vector_size(W * 4)));
 typedef float Loose __attribute__((vector_size(W * 4), aligned(4)));  // at any address
 typedef int32_t Int __attribute__((vector_size(W * 4)));
 typedef uint32_t Word __attribute__((vector_size(W * 4)));
+typedef int32_t Bits __attribute__((may_alias));
 
 INLINE Vec splat(float x) { return x - Vec{}; }
 INLINE Vec load(const float* p) { return *(const Vec*)p; }
 INLINE void store(float* p, Vec x) { *(Vec*)p = x; }
 INLINE Vec load_loose(const float* p) { return *(const Loose*)p; }
 INLINE void store_loose(float* p, Vec x) { *(Loose*)p = x; }
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;  // products of bf16 numbers, two at a time
+#else
+constexpr bool kHasPairs = false;
+#endif
 
 INLINE bool any(Int x) {
 #if defined(__AVX512F__)
