@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 INSTRUCTION_SETS = {"portable": []}
@@ -59,6 +60,13 @@ class BuildKernels(build_ext):
         return name.replace(".", "/") + ".so"  # for torch.ops.load_library, not for import
 
 
+class WheelForEveryPython(bdist_wheel):
+    """The kernels depend on the platform only."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     packages=[
         "glomo",
@@ -68,5 +76,5 @@ setup(
     ],
     package_dir={"glomo": "glomo", "glomo.kernels": "kernels"},
     ext_modules=[Extension("glomo.kernels.cpu_kernels", ["csrc/library.cpp"])] if can_build() else [],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": WheelForEveryPython},
 )
