@@ -4,8 +4,10 @@
 // of the C++ library: an inline function from there, compiled here, could be the one that the linker keeps for everybody.
 #pragma once
 
-#include <immintrin.h>
 #include <stdint.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../problem.h"
 
