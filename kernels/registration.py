@@ -167,6 +167,11 @@ def wants_gradient(*inputs: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
+def saving(op: Op) -> Op:
+    """op with one more argument: whether a backward pass may follow."""
+    return lambda *inputs: op(*inputs, wants_gradient(*inputs))
+
+
 def fake_rows(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     """Shapes of an attention-like op: out (..., T, Ev) and one number a target (..., T)."""
     lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])

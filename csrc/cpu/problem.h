@@ -17,6 +17,8 @@ struct Matrix {
   Type type;
 };
 
+enum Rule : int32_t { kRelu2, kSoftmax };  // how scores become weights
+
 enum Vary : int32_t { kNone, kScalar, kRow, kColumn, kFull };  // how a bias or a mask varies over pairs
 
 // What all sequences of a call share.
@@ -37,14 +39,14 @@ struct Sequence {
   int64_t T, S;
   uint64_t index;  // flat batch-head, of which dropout is a function
   Matrix query, key, value, bias, mask;
-  Matrix out, normalizer;  // normalizer: one column
+  Matrix out, statistic;   // statistic: one column, Z or lse
   float* residual;         // (T, F): what out lost by rounding, or null
   int8_t* active;          // (blocks of targets, tiles of sources): whether any score is positive, or null
 };
 
 // The gradients of one batch-head, as far as a range of its sources makes them. What is not wanted has no data.
 struct Gradients {
-  Matrix dout, dnormalizer;
+  Matrix dout, dstatistic;
   Matrix dkey, dvalue;  // written where the sources are
   float* dquery;        // (blocks, E, kLanes), added to: the same for all ranges of a batch-head that run one after the other
   float* dbias_rows;    // (T,), added to
@@ -52,13 +54,13 @@ struct Gradients {
   Matrix dbias;         // (T, S), written
 };
 
-// The functions of one instruction set. Scratch is in floats.
+// The functions of one instruction set. Scratch is in floats; [2]: by the rule.
 struct Kernels {
   const char* name;
   int64_t (*forward_scratch)(const Call&);
-  void (*forward)(const Call&, const Sequence&, int64_t block, float* scratch);
+  void (*forward[2])(const Call&, const Sequence&, int64_t block, float* scratch);
   int64_t (*backward_scratch)(const Call&, int64_t T);
-  void (*backward)(const Call&, const Sequence&, const Gradients&, int64_t first, int64_t last, float* scratch);
+  void (*backward[2])(const Call&, const Sequence&, const Gradients&, int64_t first, int64_t last, float* scratch);
   // query[t][e] = scale * (sum over parts of dquery), of one block of targets
   void (*finish_query)(const Call&, const Matrix& query, int64_t T, int64_t block, const float* dquery, int64_t part, int64_t parts, float* scratch);
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import cpu_attention
 from ..arguments import (
     HeadGroups,
     autocast_cast,
@@ -17,9 +18,9 @@ from ..arguments import (
     dropout_seed,
 )
 from ..backend import select_backend
-from ..registration import differentiable_op, fake_packed_rows, fake_rows
+from ..registration import differentiable_op, fake_packed_rows, fake_rows, saving
 from ..varlen import check_varlen, split_heads
-from . import blocked, reference
+from . import blocked, cpu, reference
 
 _blocked = differentiable_op(
     "attention_blocked",
@@ -29,6 +30,15 @@ _blocked = differentiable_op(
     differentiable=("query", "key", "value", "attn_mask"),
 )
 
+_cpu = differentiable_op(
+    "attention_cpu",
+    cpu.attention_forward,
+    cpu.attention_backward,
+    cpu_attention.fake,
+    differentiable=("query", "key", "value", "attn_mask"),
+    saved_outputs=2,
+)
+
 _blocked_varlen = differentiable_op(
     "attention_varlen_blocked",
     blocked.attention_varlen_forward,
@@ -36,6 +46,18 @@ _blocked_varlen = differentiable_op(
     fake_packed_rows,
     differentiable=("query", "key", "value"),
 )
+
+_cpu_varlen = differentiable_op(
+    "attention_varlen_cpu",
+    cpu.attention_varlen_forward,
+    cpu.attention_varlen_backward,
+    cpu_attention.fake_packed,
+    differentiable=("query", "key", "value"),
+    saved_outputs=1,
+)
+
+_BACKENDS = {"reference": reference.attention, "blocked": _blocked, "cpu": saving(_cpu)}
+_VARLEN_BACKENDS = {"reference": reference.attention_varlen, "blocked": _blocked_varlen, "cpu": saving(_cpu_varlen)}
 
 
 def _check_mask(attn_mask: Tensor | None, query: Tensor, is_causal: bool) -> None:
@@ -107,8 +129,8 @@ def attention(
         check_broadcastable("attn_mask", attn_mask, (*lead, query.size(-2), key.size(-2)))
     else:
         broadcast_lead(query=query, key=key, value=value)
-    run = reference.attention if select_backend("attention", query, key, value) == "reference" else _blocked
-    out, lse = run(
+    run = _BACKENDS[select_backend("attention", query, key, value)]
+    out, lse, *_ = run(
         query,
         key,
         value,
@@ -173,12 +195,8 @@ def attention_varlen(
     scale = _scale(scale, query)
     if enable_gqa:
         query, key, value, _ = split_heads(query, key, value, None)
-    run = (
-        reference.attention_varlen
-        if select_backend("attention_varlen", query, key, value) == "reference"
-        else _blocked_varlen
-    )
-    out, lse = run(
+    run = _VARLEN_BACKENDS[select_backend("attention_varlen", query, key, value)]
+    out, lse, *_ = run(
         query,
         key,
         value,

@@ -1,30 +1,11 @@
-"""relu2_attention in C++ (csrc/cpu), the host's side: outputs, and tensors as the kernels take them."""
+"""relu2_attention in C++."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from ..arguments import at_least_2d, broadcast
-
-TILE = 64
-"""Targets, and sources, of a tile (csrc/cpu/problem.h)."""
-
-
-def residual_shape(lead: Sequence[int], query: Tensor, value: Tensor, rows: int, save: bool) -> tuple[int, ...]:
-    """Shape of the third output, what out lost by rounding: the gradient's delta needs it in half precision."""
-    return (*lead, rows, value.size(-1)) if save and query.dtype != torch.float32 else (0,)
-
-
-def active_shape(lead: Sequence[int], query: Tensor, key: Tensor, save: bool) -> tuple[int, ...]:
-    """Shape of the fourth output: which tiles have a positive score."""
-    return (*lead, _tiles(query), _tiles(key)) if save else (0,)
-
-
-def _tiles(t: Tensor) -> int:
-    return (t.size(-2) + TILE - 1) // TILE
+from .. import cpu_attention
+from ..cpu_attention import RELU2
 
 
 def relu2_attention_forward(
@@ -40,17 +21,9 @@ def relu2_attention_forward(
     eps: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, Z, residual, active tiles); save: whether a backward pass may follow, which the last two are for."""
-    lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    out = query.new_empty(*lead, query.size(-2), value.size(-1))
-    normalizer = query.new_empty(out.shape[:-1], dtype=torch.float32)
-    residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
-    active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)
-    torch.ops.glomo_cpu.relu2_attention_forward(
-        *_inputs(lead, query, key, value, bias, attn_mask), seed, None, None, out, normalizer,
-        _unless_empty(residual), _unless_empty(active), dropout_p, diagonal, scale, eps,
-    )  # fmt: skip
-    return out, normalizer, residual, active
+    """(out, Z, residual, active tiles): cpu_attention.forward."""
+    numbers = dropout_p, diagonal, scale, eps
+    return cpu_attention.forward(RELU2, query, key, value, bias, attn_mask, seed, numbers, save)
 
 
 def relu2_attention_backward(
@@ -71,11 +44,8 @@ def relu2_attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    (dout, dnormalizer), (out, normalizer, residual, active) = grad_outputs, outputs
-    return _gradients(
-        dout, dnormalizer, out, normalizer, residual, active, query, key, value, bias, attn_mask,
-        (seed, None, None), (dropout_p, diagonal, scale, eps), needs,
-    )  # fmt: skip
+    arguments = query, key, value, bias, attn_mask, seed, (dropout_p, diagonal, scale, eps)
+    return cpu_attention.backward(RELU2, grad_outputs, outputs, *arguments, needs)
 
 
 def relu2_attention_varlen_forward(
@@ -92,18 +62,9 @@ def relu2_attention_varlen_forward(
     eps: float,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between broadcasts.
-    bias (total_q or 1, total_k or 1, ...). Returns (out, Z, residual)."""
-    lead = query.shape[1:-1]
-    out = query.new_zeros(*query.shape[:-1], value.size(-1))  # rows of no sequence stay 0
-    normalizer = query.new_zeros(query.shape[:-1], dtype=torch.float32)
-    inputs = _inputs(lead, query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None)
-    residual = query.new_zeros(residual_shape(lead, query, value, query.size(0), save), dtype=torch.float32)
-    torch.ops.glomo_cpu.relu2_attention_forward(
-        *inputs, seed, cu_seqlens_q, cu_seqlens_k, out.movedim(0, -2), normalizer.movedim(0, -1),
-        _unless_empty(residual), None, dropout_p, diagonal, scale, eps,
-    )  # fmt: skip
-    return out, normalizer, residual
+    """(out, Z, residual): cpu_attention.packed_forward."""
+    arguments = query, key, value, cu_seqlens_q, cu_seqlens_k, bias, seed, (dropout_p, diagonal, scale, eps)
+    return cpu_attention.packed_forward(RELU2, *arguments, save)
 
 
 def relu2_attention_varlen_backward(
@@ -125,75 +86,5 @@ def relu2_attention_varlen_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    (dout, dnormalizer), (out, normalizer, residual) = grad_outputs, outputs
-    options = (seed, cu_seqlens_q, cu_seqlens_k)
-    gradients = _gradients(
-        dout.movedim(0, -2), dnormalizer.movedim(0, -1), out.movedim(0, -2), normalizer.movedim(0, -1), residual,
-        residual.new_empty(0), query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None,
-        options, (dropout_p, diagonal, scale, eps), needs,
-    )  # fmt: skip
-    back = [((-2,), (0,))] * 3 + [((-2, -1), (0, 1))]
-    return [g.movedim(*m).contiguous() if need else g for g, m, need in zip(gradients, back, needs, strict=True)]
-
-
-def _pairs(bias: Tensor | None) -> Tensor | None:
-    """(..., total_q or 1, total_k or 1) of a packed bias."""
-    return None if bias is None else bias.movedim((0, 1), (-2, -1))
-
-
-def _unless_empty(t: Tensor) -> Tensor | None:
-    return t if t.numel() else None
-
-
-def _inputs(lead: torch.Size, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Views with all leading dimensions; a bias of the query's dtype or fp32 and a mask keep their last two."""
-    views = [at_least_2d(t) for t in tensors]
-    return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
-
-
-def _gradients(
-    dout: Tensor,
-    dnormalizer: Tensor,
-    out: Tensor,
-    normalizer: Tensor,
-    residual: Tensor,
-    active: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    attn_mask: Tensor | None,
-    options: tuple[Tensor | None, ...],
-    numbers: tuple[float, int | None, float, float],
-    needs: list[bool],
-) -> list[Tensor]:
-    lead, T, S = out.shape[:-2], query.size(-2), key.size(-2)
-
-    def gradient(t: Tensor, need: bool) -> Tensor | None:
-        """Of t, whole in all leading dimensions: summed up in fp32 where t is not."""
-        if not need:
-            return None
-        return t.new_zeros(*lead, *t.shape[-2:], dtype=t.dtype if t.shape[:-2] == lead else torch.float32)
-
-    made = [gradient(t, need) for t, need in zip((query, key, value), needs, strict=False)]
-    sums: Tensor | None = None  # of the bias's gradient: a number for each pair, target or source
-    kinds: list[Tensor | None] = [None, None, None]
-    if bias is not None and needs[3]:
-        rows, columns = (1, 1, *bias.shape)[-2:]
-        shape = (T, 1) if columns == 1 else (1, S) if rows == 1 else (T, S)
-        sums = query.new_zeros(*lead, *shape, dtype=torch.float32)
-        kinds[1 if columns == 1 else 2 if rows == 1 else 0] = sums
-    torch.ops.glomo_cpu.relu2_attention_backward(
-        dout, dnormalizer, out, normalizer, _unless_empty(residual), _unless_empty(active),
-        *_inputs(lead, query, key, value, bias, attn_mask), *options, *made, *kinds, *numbers,
-    )  # fmt: skip
-    return [
-        query.new_empty(0) if g is None or t is None else _sum_to(g, t)
-        for g, t in zip([*made, sums], (query, key, value, bias), strict=True)
-    ]
-
-
-def _sum_to(gradient: Tensor, t: Tensor) -> Tensor:
-    if gradient.shape != t.shape:
-        gradient = gradient.sum_to_size((1, 1, *t.shape)[-max(t.dim(), 2) :]).reshape(t.shape)
-    return gradient.to(t.dtype)
+    arguments = query, key, value, cu_seqlens_q, cu_seqlens_k, bias, seed, (dropout_p, diagonal, scale, eps)
+    return cpu_attention.packed_backward(RELU2, grad_outputs, outputs, *arguments, needs)

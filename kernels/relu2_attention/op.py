@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import cpu_attention
 from ..arguments import (
     EPS,
     HeadGroups,
@@ -22,7 +23,7 @@ from ..arguments import (
     dropout_seed,
 )
 from ..backend import select_backend
-from ..registration import differentiable_op, fake_packed_rows, fake_rows, wants_gradient
+from ..registration import differentiable_op, fake_packed_rows, fake_rows, saving
 from ..varlen import check_varlen, split_heads, varlen_bias
 from . import blocked, cpu, reference, triton
 
@@ -50,33 +51,21 @@ _triton = differentiable_op(
 )
 
 
-def _fake_cpu(query, key, value, *rest):
-    out, normalizer = fake_rows(query, key, value)
-    lead, save = out.shape[:-2], rest[-1]
-    residual = query.new_empty(cpu.residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
-    return out, normalizer, residual, query.new_empty(cpu.active_shape(lead, query, key, save), dtype=torch.int8)
-
-
 _cpu = differentiable_op(
     "relu2_attention_cpu",
     cpu.relu2_attention_forward,
     cpu.relu2_attention_backward,
-    _fake_cpu,
+    cpu_attention.fake,
     differentiable=("query", "key", "value", "bias"),
     saved_outputs=2,
 )
-
-
-def _fake_packed_cpu(query, key, value, *rest):
-    shape = cpu.residual_shape(query.shape[1:-1], query, value, query.size(0), rest[-1])
-    return *fake_packed_rows(query, key, value), query.new_empty(shape, dtype=torch.float32)
 
 
 _cpu_varlen = differentiable_op(
     "relu2_attention_varlen_cpu",
     cpu.relu2_attention_varlen_forward,
     cpu.relu2_attention_varlen_backward,
-    _fake_packed_cpu,
+    cpu_attention.fake_packed,
     differentiable=("query", "key", "value", "bias"),
     saved_outputs=1,
 )
@@ -98,21 +87,16 @@ _triton_varlen = differentiable_op(
 )
 
 
-def _saving(op):
-    """op with one more argument: whether a backward pass may follow."""
-    return lambda *inputs: op(*inputs, wants_gradient(*inputs))
-
-
 _BACKENDS = {
     "reference": reference.relu2_attention,
     "blocked": _blocked,
-    "cpu": _saving(_cpu),
+    "cpu": saving(_cpu),
     "triton": _triton,
 }
 _VARLEN_BACKENDS = {
     "reference": reference.relu2_attention_varlen,
     "blocked": _blocked_varlen,
-    "cpu": _saving(_cpu_varlen),
+    "cpu": saving(_cpu_varlen),
     "triton": _triton_varlen,
 }
 

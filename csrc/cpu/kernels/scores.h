@@ -1,4 +1,4 @@
-// From the products of queries and keys to rectified scores, sources along rows and targets along lanes.
+// From the products of queries and keys to scores, sources along rows and targets along lanes.
 #pragma once
 
 #include "tiles.h"
@@ -31,9 +31,11 @@ INLINE int64_t last_source(const Call& call, const Sequence& s, const Targets& t
   return last < 0 ? 0 : least(last, s.S);
 }
 
-// scores[j][l]: products become rectified scores, 0 where the pair is not allowed. pairs is scratch of a tile. Returns
-// whether there is any that is not 0.
-static bool rectify(const Call& call, const Sequence& s, const Targets& targets, int64_t source, int64_t count, float* scores, float* pairs) {
+// scores[j][l]: products become scores, rectified for kRelu2; 0, or for kSoftmax -inf, where the pair is not allowed. pairs
+// is scratch of a tile. Returns whether any pair counts.
+template <Rule kRule>
+static bool finish_scores(const Call& call, const Sequence& s, const Targets& targets, int64_t source, int64_t count, float* scores, float* pairs) {
+  const Vec nothing = splat(kRule == kRelu2 ? 0.0f : -__builtin_inff());
   if (call.bias == kFull) rows_to_lanes(s.bias, targets.first, targets.rows, source, count, pairs);
   Int found = {};
   for (int64_t j = 0; j < count; j++) {
@@ -42,13 +44,15 @@ static bool rectify(const Call& call, const Sequence& s, const Targets& targets,
       Vec x = load(scores + j * kLanes + l);
       if (call.scale != 1.0f) x *= splat(call.scale);
       if (call.bias != kNone) x += call.bias == kFull ? load(pairs + j * kLanes + l) : call.bias == kColumn ? each : load(targets.bias + l);
-      x = x < 0.0f ? Vec{} : x;  // keeps NaN
-      found |= x != 0.0f;
+      if (kRule == kRelu2) {
+        x = x < 0.0f ? Vec{} : x;  // keeps NaN
+        found |= x != 0.0f;
+      }
       store(scores + j * kLanes + l, x);
     }
   }
   const bool above = call.causal && source + count - 1 > targets.first + call.diagonal;
-  if (call.mask == kNone && !above) return any(found);
+  if (call.mask == kNone && !above) return kRule == kSoftmax || any(found);
   if (call.mask == kFull) rows_to_lanes(s.mask, targets.first, targets.rows, source, count, pairs);
   found = Int{};
   Int number;
@@ -61,8 +65,8 @@ static bool rectify(const Call& call, const Sequence& s, const Targets& targets,
       Int allowed = column ? number + (int32_t)l >= from : Int{};
       if (call.mask == kFull) allowed &= load(pairs + j * kLanes + l) != 0.0f;
       if (call.mask == kRow || call.mask == kScalar) allowed &= load(targets.mask + l) != 0.0f;
-      const Vec x = allowed ? load(scores + j * kLanes + l) : Vec{};
-      found |= x != 0.0f;
+      const Vec x = allowed ? load(scores + j * kLanes + l) : nothing;
+      found |= x != nothing;
       store(scores + j * kLanes + l, x);
     }
   }

@@ -1,6 +1,6 @@
 // The functions of one instruction set, by the name of which its table is known.
-#include "relu2_backward.h"
-#include "relu2_forward.h"
+#include "backward.h"
+#include "forward.h"
 
 #define GLOMO_JOIN_(a, b) a##b
 #define GLOMO_JOIN(a, b) GLOMO_JOIN_(a, b)
@@ -10,8 +10,12 @@
 namespace glomo {
 
 const Kernels GLOMO_JOIN(kernels_, GLOMO_ISA) = {
-    GLOMO_QUOTE(GLOMO_ISA), GLOMO_ISA::forward_scratch, GLOMO_ISA::forward,
-    GLOMO_ISA::backward_scratch, GLOMO_ISA::backward, GLOMO_ISA::finish_query,
+    GLOMO_QUOTE(GLOMO_ISA),
+    GLOMO_ISA::forward_scratch,
+    {GLOMO_ISA::forward<GLOMO_ISA::Relu2Rows>, GLOMO_ISA::forward<GLOMO_ISA::SoftmaxRows>},
+    GLOMO_ISA::backward_scratch,
+    {GLOMO_ISA::backward<GLOMO_ISA::Relu2Gradient>, GLOMO_ISA::backward<GLOMO_ISA::SoftmaxGradient>},
+    GLOMO_ISA::finish_query,
 };
 
 }  // namespace glomo

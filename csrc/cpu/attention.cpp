@@ -1,4 +1,4 @@
-#include "relu2_attention.h"
+#include "attention.h"
 
 #include <torch/headeronly/util/Exception.h>
 
@@ -88,36 +88,38 @@ struct Inputs {
 
 }  // namespace
 
-void relu2_attention_forward(
-    Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
+void attention_forward(
+    int64_t rule, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
     std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k, Tensor out,
-    Tensor normalizer, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
+    Tensor statistic, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
     std::optional<int64_t> diagonal, double scale, double eps) {
   const Kernels& run = kernels();
+  STD_TORCH_CHECK(rule == kRelu2 || rule == kSoftmax, "There is no rule ", rule, ".");
   const Inputs in(query, key, value, bias, attn_mask, seed, cu_seqlens_q, cu_seqlens_k, dropout_p, diagonal, scale, eps);
-  const Batch outs(out), normalizers(normalizer, 1);
+  const Batch outs(out), statistics(statistic, 1);
   for_each(in.heads * in.blocks(), run.forward_scratch(in.call), [&](int64_t item, float* scratch) {
     const int64_t head = item / in.blocks(), block = in.blocks() - 1 - item % in.blocks();  // causal: the longest first
     const int64_t i = in.sequence_of(block), t = in.targets.first(i);
     Sequence sequence = in.sequence(head, i);
     sequence.out = outs.at(head, t);
-    sequence.normalizer = normalizers.at(head, t);
+    sequence.statistic = statistics.at(head, t);
     if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
     if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
-    run.forward(in.call, sequence, block - in.begin[i], scratch);
+    run.forward[rule](in.call, sequence, block - in.begin[i], scratch);
   });
 }
 
-void relu2_attention_backward(
-    Tensor dout, Tensor dnormalizer, Tensor out, Tensor normalizer, std::optional<Tensor> residual,
+void attention_backward(
+    int64_t rule, Tensor dout, Tensor dstatistic, Tensor out, Tensor statistic, std::optional<Tensor> residual,
     std::optional<Tensor> active, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
     std::optional<Tensor> attn_mask, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
     std::optional<Tensor> cu_seqlens_k, std::optional<Tensor> dquery, std::optional<Tensor> dkey, std::optional<Tensor> dvalue,
     std::optional<Tensor> dbias, std::optional<Tensor> dbias_rows, std::optional<Tensor> dbias_columns, double dropout_p,
     std::optional<int64_t> diagonal, double scale, double eps) {
   const Kernels& run = kernels();
+  STD_TORCH_CHECK(rule == kRelu2 || rule == kSoftmax, "There is no rule ", rule, ".");
   const Inputs in(query, key, value, bias, attn_mask, seed, cu_seqlens_q, cu_seqlens_k, dropout_p, diagonal, scale, eps);
-  const Batch douts(dout), dnormalizers(dnormalizer, 1), outs(out), normalizers(normalizer, 1);
+  const Batch douts(dout), dstatistics(dstatistic, 1), outs(out), statistics(statistic, 1);
   const Batch dqueries(dquery), dkeys(dkey), dvalues(dvalue), dbiases(dbias);
   const int64_t count = in.targets.count(), E = in.call.E;
   int64_t longest = 0, most = 0;
@@ -137,12 +139,12 @@ void relu2_attention_backward(
     const int64_t t = in.targets.first(i), s = in.sources.first(i);
     Sequence sequence = in.sequence(head, i);
     sequence.out = outs.at(head, t);
-    sequence.normalizer = normalizers.at(head, t);
+    sequence.statistic = statistics.at(head, t);
     if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
     if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
     Gradients g{};
     g.dout = douts.at(head, t);
-    g.dnormalizer = dnormalizers.at(head, t);
+    g.dstatistic = dstatistics.at(head, t);
     g.dkey = dkeys.at(head, s);
     g.dvalue = dvalues.at(head, s);
     g.dbias = dbiases.at(head, t, s);
@@ -155,7 +157,7 @@ void relu2_attention_backward(
     if (dbias_columns) g.dbias_columns = (float*)dbias_columns->data_ptr() + head * in.columns + s;
     const int64_t tiles = blocks_of(sequence.S);
     const int64_t first = tiles * part / parts * kSources, last = std::min(tiles * (part + 1) / parts * kSources, sequence.S);
-    run.backward(in.call, sequence, g, first, last, scratch + own);
+    run.backward[rule](in.call, sequence, g, first, last, scratch + own);
     if (own)
       for (int64_t b = 0; b < blocks; b++)
         run.finish_query(in.call, dqueries.at(head, t), sequence.T, b, g.dquery, 0, 1, nullptr);

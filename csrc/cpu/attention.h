@@ -8,14 +8,14 @@ namespace glomo {
 
 using torch::stable::Tensor;
 
-void relu2_attention_forward(
-    Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
+void attention_forward(
+    int64_t rule, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
     std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k, Tensor out,
-    Tensor normalizer, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
+    Tensor statistic, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
     std::optional<int64_t> diagonal, double scale, double eps);
 
-void relu2_attention_backward(
-    Tensor dout, Tensor dnormalizer, Tensor out, Tensor normalizer, std::optional<Tensor> residual,
+void attention_backward(
+    int64_t rule, Tensor dout, Tensor dstatistic, Tensor out, Tensor statistic, std::optional<Tensor> residual,
     std::optional<Tensor> active, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
     std::optional<Tensor> attn_mask, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
     std::optional<Tensor> cu_seqlens_k, std::optional<Tensor> dquery, std::optional<Tensor> dkey, std::optional<Tensor> dvalue,

@@ -1,29 +1,32 @@
-// The gradients of relu2_attention that a range of sources makes, five products a tile:
-//   dV += (A dropped)^T dout,   dP = dout V^T dropped,   ds = 2 r [(dP - delta) / (Z + eps) + dZ],   dK += ds^T Q,   dQ += ds K
-// with delta = <dout, out>. Sources are the outer loop, so that dK and dV of a tile are summed in cache; dQ is summed in
+// The gradients of relu2_attention or attention that a range of sources makes, five products a tile:
+//   dV += (P dropped)^T dout,   dP = dout V^T dropped,   ds by the rule,   dK += ds^T Q,   dQ += ds K
+// with P the weights and delta = <dout, out>. Sources are the outer loop, so that dK and dV of a tile are summed in cache; dQ is summed in
 // memory, by blocks of targets.
 #pragma once
 
 #include "pairs.h"
 #include "philox.h"
 #include "products.h"
-#include "scores.h"
+#include "relu2.h"
+#include "softmax.h"
 
 namespace glomo {
 namespace GLOMO_ISA {
+
+constexpr int kConstants = 3;  // numbers of a target that a rule may keep
 
 // What all tiles of a batch-head need of its targets, in scratch.
 struct Rows {
   float *query, *dout;                // (blocks, E | F, kLanes)
   Floats query_rows, dout_rows;       // (T, E | F), rows of whole vectors
-  float *delta, *inverse, *dnormalizer;  // (blocks, kLanes)
+  float* constants;              // (blocks, kConstants, kLanes): the rule's
 };
 
 INLINE bool in_place(const Matrix& m, int64_t columns) { return m.type == kFloat && m.column == 1 && columns % W == 0; }
 
 static int64_t backward_scratch(const Call& call, int64_t T) {
   const int64_t blocks = (T + kLanes - 1) / kLanes, E = round_up(call.E, W), F = round_up(call.F, W);
-  return blocks * kLanes * (2 * E + 2 * F + 3) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
+  return blocks * kLanes * (2 * E + 2 * F + kConstants) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
 }
 
 static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*& scratch) {
@@ -36,7 +39,7 @@ static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*&
   return {to, wide, 1};
 }
 
-template <bool kPairs>
+template <class Gradient, bool kPairs>
 static Rows gather(const Call& call, const Sequence& s, const Gradients& g, float*& scratch) {
   const int64_t blocks = (s.T + kLanes - 1) / kLanes;
   Rows rows;
@@ -47,13 +50,12 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
   };
   rows.query = take(blocks * kLanes * round_up(call.E, W));
   rows.dout = take(blocks * kLanes * round_up(call.F, W));
-  rows.delta = take(blocks * kLanes);
-  rows.inverse = take(blocks * kLanes);
-  rows.dnormalizer = take(blocks * kLanes);
+  rows.constants = take(blocks * kConstants * kLanes);
   rows.query_rows = whole_rows(s.query, s.T, call.E, scratch);
   rows.dout_rows = whole_rows(g.dout, s.T, call.F, scratch);
   for (int64_t t = 0; t < blocks * kLanes; t++) {
-    rows.delta[t] = rows.inverse[t] = rows.dnormalizer[t] = 0.0f;
+    float* constants = rows.constants + t / kLanes * kConstants * kLanes + t % kLanes;
+    Gradient::no_target(constants);
     if (t >= s.T) continue;
     Vec sum = {};
     for (int64_t f = 0; f < call.F; f += W) {
@@ -61,10 +63,9 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
       if (s.residual) out += load_some({s.residual, call.F, 1, kFloat}, t, f, call.F - f);
       sum += out * load_some(g.dout, t, f, call.F - f);
     }
-    for (int l = 0; l < W; l++) rows.delta[t] += sum[l];
-    const float z = element(s.normalizer, t, 0);
-    rows.inverse[t] = z == 0.0f ? 0.0f : 1.0f / (z + call.eps);
-    rows.dnormalizer[t] = element(g.dnormalizer, t, 0);
+    float delta = 0.0f;
+    for (int l = 0; l < W; l++) delta += sum[l];
+    Gradient::constants(constants, element(s.statistic, t, 0), element(g.dstatistic, t, 0), delta, call.eps);
   }
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t count = least(s.T - b * kLanes, kLanes);
@@ -83,7 +84,7 @@ static void write_rows(const float* from, int64_t wide, float factor, const Matr
     for (int64_t c = 0; c < columns; c += W) store_some(m, i + r, c, columns - c, load(from + r * wide + c) * factor);
 }
 
-template <bool kPairs>
+template <class Gradient, bool kPairs>
 static void backward_as(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
   const int64_t E = round_up(call.E, W), F = round_up(call.F, W), blocks = (s.T + kLanes - 1) / kLanes;
   float* scores = scratch;  // (sources, lanes): scores, then weights
@@ -97,7 +98,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
   float* key_pairs = value_floats + kSources * F;  // along the sources
   float* columns = key_pairs + kSources * E;  // (sources, W): sums of ds
   scratch = columns + kSources * W;
-  const Rows rows = gather<kPairs>(call, s, g, scratch);
+  const Rows rows = gather<Gradient, kPairs>(call, s, g, scratch);
   const int64_t depth = kPairs ? (call.E + 1) / 2 : call.E, value_depth = kPairs ? (call.F + 1) / 2 : call.F;
   const bool need_key = g.dkey.data, need_value = g.dvalue.data;
   const bool need_scores = need_key || g.dquery || g.dbias_rows || g.dbias_columns || g.dbias.data;
@@ -125,7 +126,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         start(call, s, block, targets);
         product<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes);
       }
-      if (none || !rectify(call, s, targets, source, count, scores, pairs)) {
+      if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) {
         if (g.dbias.data) {
           const int64_t end = least(s.T, (block + 1) * kLanes);
           for (int64_t t = block * kLanes; t < end; t++)
@@ -137,17 +138,16 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         product<false, kPairs>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes);
       if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);
       for (int64_t l = 0; l < targets.lanes; l += W) {
-        const Vec inverse = load(rows.inverse + targets.first + l), delta = load(rows.delta + targets.first + l);
-        const Vec dnormalizer = load(rows.dnormalizer + targets.first + l);
+        const Gradient gradient(rows.constants + block * kConstants * kLanes + l);
         Vec sum = {};
         for (int64_t j = 0; j < count; j++) {
-          const Vec r = load(scores + j * kLanes + l), a = r * inverse;
+          const Vec score = load(scores + j * kLanes + l), weight = gradient.weight(score);
           const Vec kept = call.dropout ? load(keep + j * kLanes + l) : splat(1.0f);
-          store(scores + j * kLanes + l, call.dropout ? r * a * kept : r * a);
+          store(scores + j * kLanes + l, call.dropout ? weight * kept : weight);
           if (!need_scores) continue;
           Vec d = load(products + j * kLanes + l);
           if (call.dropout) d *= kept;
-          d = 2.0f * (a * (d - delta) + r * dnormalizer);
+          d = gradient.score(score, weight, d);
           store(products + j * kLanes + l, d);
           sum += d;
           if (g.dbias_columns) store(columns + j * W, load(columns + j * W) + d);
@@ -191,9 +191,10 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
   }
 }
 
+template <class Gradient>
 static void backward(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
-  if (kHasPairs && s.query.type == kBFloat && !call.dropout) return backward_as<kHasPairs>(call, s, g, first, last, scratch);
-  backward_as<false>(call, s, g, first, last, scratch);
+  if (kHasPairs && s.query.type == kBFloat && !call.dropout) return backward_as<Gradient, kHasPairs>(call, s, g, first, last, scratch);
+  backward_as<Gradient, false>(call, s, g, first, last, scratch);
 }
 
 static void finish_query(

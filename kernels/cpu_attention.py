@@ -1,0 +1,208 @@
+"""relu2_attention and attention in C++ (csrc/cpu), the host's side: outputs, and tensors as the kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import at_least_2d, broadcast
+from .registration import fake_packed_rows, fake_rows
+
+TILE = 64
+"""Targets, and sources, of a tile (csrc/cpu/problem.h)."""
+RELU2, SOFTMAX = 0, 1
+"""How scores become weights (csrc/cpu/problem.h)."""
+
+Numbers = tuple[float, int | None, float, float]  # dropout_p, diagonal, scale, eps
+
+
+def residual_shape(lead: Sequence[int], query: Tensor, value: Tensor, rows: int, save: bool) -> tuple[int, ...]:
+    """Shape of the third output, what out lost by rounding: the gradient's delta needs it in half precision."""
+    return (*lead, rows, value.size(-1)) if save and query.dtype != torch.float32 else (0,)
+
+
+def active_shape(lead: Sequence[int], query: Tensor, key: Tensor, save: bool) -> tuple[int, ...]:
+    """Shape of the fourth output: which tiles have a pair that counts."""
+    return (*lead, _tiles(query), _tiles(key)) if save else (0,)
+
+
+def _tiles(t: Tensor) -> int:
+    return (t.size(-2) + TILE - 1) // TILE
+
+
+def fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Shapes of forward's outputs; the last argument says whether a backward pass may follow."""
+    out, statistic = fake_rows(query, key, value)
+    lead, save = out.shape[:-2], rest[-1]
+    residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
+    return out, statistic, residual, query.new_empty(active_shape(lead, query, key, save), dtype=torch.int8)
+
+
+def fake_packed(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """Shapes of packed_forward's outputs."""
+    shape = residual_shape(query.shape[1:-1], query, value, query.size(0), rest[-1])
+    return *fake_packed_rows(query, key, value), query.new_empty(shape, dtype=torch.float32)
+
+
+def forward(
+    rule: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, Z or lse, residual, active tiles); save: whether a backward pass may follow, which the last two are for."""
+    lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    out = query.new_empty(*lead, query.size(-2), value.size(-1))
+    statistic = query.new_empty(out.shape[:-1], dtype=torch.float32)
+    residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
+    active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)
+    torch.ops.glomo_cpu.attention_forward(
+        rule, *_inputs(lead, query, key, value, bias, attn_mask), seed, None, None, out, statistic,
+        _unless_empty(residual), _unless_empty(active), *numbers,
+    )  # fmt: skip
+    return out, statistic, residual, active
+
+
+def backward(
+    rule: int,
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key, value and bias."""
+    (dout, dstatistic), (out, statistic, residual, active) = grad_outputs, outputs
+    return _gradients(
+        rule, dout, dstatistic, out, statistic, residual, active, query, key, value, bias, attn_mask,
+        (seed, None, None), numbers, needs,
+    )  # fmt: skip
+
+
+def packed_forward(
+    rule: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between broadcasts.
+    bias (total_q or 1, total_k or 1, ...). Returns (out, Z or lse, residual)."""
+    lead = query.shape[1:-1]
+    out = query.new_zeros(*query.shape[:-1], value.size(-1))  # rows of no sequence stay 0
+    statistic = query.new_zeros(query.shape[:-1], dtype=torch.float32)
+    inputs = _inputs(lead, query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None)
+    residual = query.new_zeros(residual_shape(lead, query, value, query.size(0), save), dtype=torch.float32)
+    torch.ops.glomo_cpu.attention_forward(
+        rule, *inputs, seed, cu_seqlens_q, cu_seqlens_k, out.movedim(0, -2), statistic.movedim(0, -1),
+        _unless_empty(residual), None, *numbers,
+    )  # fmt: skip
+    return out, statistic, residual
+
+
+def packed_backward(
+    rule: int,
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of query, key, value and bias."""
+    (dout, dstatistic), (out, statistic, residual) = grad_outputs, outputs
+    options = (seed, cu_seqlens_q, cu_seqlens_k)
+    gradients = _gradients(
+        rule, dout.movedim(0, -2), dstatistic.movedim(0, -1), out.movedim(0, -2), statistic.movedim(0, -1), residual,
+        residual.new_empty(0), query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None,
+        options, numbers, needs,
+    )  # fmt: skip
+    back = [((-2,), (0,))] * 3 + [((-2, -1), (0, 1))]
+    return [g.movedim(*m).contiguous() if need else g for g, m, need in zip(gradients, back, needs, strict=True)]
+
+
+def _pairs(bias: Tensor | None) -> Tensor | None:
+    """(..., total_q or 1, total_k or 1) of a packed bias."""
+    return None if bias is None else bias.movedim((0, 1), (-2, -1))
+
+
+def _unless_empty(t: Tensor) -> Tensor | None:
+    return t if t.numel() else None
+
+
+def _inputs(lead: torch.Size, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Views with all leading dimensions; a bias of the query's dtype or fp32 and a mask keep their last two."""
+    views = [at_least_2d(t) for t in tensors]
+    return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
+
+
+def _gradients(
+    rule: int,
+    dout: Tensor,
+    dstatistic: Tensor,
+    out: Tensor,
+    statistic: Tensor,
+    residual: Tensor,
+    active: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    options: tuple[Tensor | None, ...],
+    numbers: Numbers,
+    needs: list[bool],
+) -> list[Tensor]:
+    lead, T, S = out.shape[:-2], query.size(-2), key.size(-2)
+
+    def gradient(t: Tensor, need: bool) -> Tensor | None:
+        """Of t, whole in all leading dimensions: summed up in fp32 where t is not."""
+        if not need:
+            return None
+        return t.new_zeros(*lead, *t.shape[-2:], dtype=t.dtype if t.shape[:-2] == lead else torch.float32)
+
+    made = [gradient(t, need) for t, need in zip((query, key, value), needs, strict=False)]
+    sums: Tensor | None = None  # of the bias's gradient: a number for each pair, target or source
+    kinds: list[Tensor | None] = [None, None, None]
+    if bias is not None and needs[3]:
+        rows, columns = (1, 1, *bias.shape)[-2:]
+        shape = (T, 1) if columns == 1 else (1, S) if rows == 1 else (T, S)
+        sums = query.new_zeros(*lead, *shape, dtype=torch.float32)
+        kinds[1 if columns == 1 else 2 if rows == 1 else 0] = sums
+    torch.ops.glomo_cpu.attention_backward(
+        rule, dout, dstatistic, out, statistic, _unless_empty(residual), _unless_empty(active),
+        *_inputs(lead, query, key, value, bias, attn_mask), *options, *made, *kinds, *numbers,
+    )  # fmt: skip
+    return [
+        query.new_empty(0) if g is None or t is None else _sum_to(g, t)
+        for g, t in zip([*made, sums], (query, key, value, bias), strict=True)
+    ]
+
+
+def _sum_to(gradient: Tensor, t: Tensor) -> Tensor:
+    if gradient.shape != t.shape:
+        gradient = gradient.sum_to_size((1, 1, *t.shape)[-max(t.dim(), 2) :]).reshape(t.shape)
+    return gradient.to(t.dtype)
