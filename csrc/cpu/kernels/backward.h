@@ -22,21 +22,18 @@ struct Rows {
   float* constants;              // (blocks, kConstants, kLanes): the rule's
 };
 
-INLINE bool in_place(const Matrix& m, int64_t columns) { return m.type == kFloat && m.column == 1 && columns % W == 0; }
-
 static int64_t backward_scratch(const Call& call, int64_t T) {
   const int64_t blocks = (T + kLanes - 1) / kLanes, E = round_up(call.E, W), F = round_up(call.F, W);
   return blocks * kLanes * (2 * E + 2 * F + kConstants) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
 }
 
-static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float*& scratch) {
-  if (in_place(m, columns)) return {(const float*)m.data, m.row, 1};
+// Rows of whole vectors: where they lie, or in scratch.
+static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float* scratch) {
+  if (m.type == kFloat && m.column == 1 && columns % W == 0) return {(const float*)m.data, m.row, 1};
   const int64_t wide = round_up(columns, W);
-  float* to = scratch;
-  scratch += rows * wide;
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c += W) store(to + r * wide + c, load_some(m, r, c, columns - c));
-  return {to, wide, 1};
+    for (int64_t c = 0; c < columns; c += W) store(scratch + r * wide + c, load_some(m, r, c, columns - c));
+  return {scratch, wide, 1};
 }
 
 template <class Gradient, bool kPairs>
@@ -51,8 +48,9 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
   rows.query = take(blocks * kLanes * round_up(call.E, W));
   rows.dout = take(blocks * kLanes * round_up(call.F, W));
   rows.constants = take(blocks * kConstants * kLanes);
-  rows.query_rows = whole_rows(s.query, s.T, call.E, scratch);
-  rows.dout_rows = whole_rows(g.dout, s.T, call.F, scratch);
+  rows.query_rows = kPairs ? row_pairs(s.query, 0, s.T, call.E, scratch) : whole_rows(s.query, s.T, call.E, scratch);
+  scratch += s.T * round_up(call.E, W);
+  rows.dout_rows = kPairs ? row_pairs(g.dout, 0, s.T, call.F, scratch) : whole_rows(g.dout, s.T, call.F, scratch);
   for (int64_t t = 0; t < blocks * kLanes; t++) {
     float* constants = rows.constants + t / kLanes * kConstants * kLanes + t % kLanes;
     Gradient::no_target(constants);
@@ -69,13 +67,15 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
   }
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t count = least(s.T - b * kLanes, kLanes);
-    rows_to_lanes(s.query, b * kLanes, count, 0, call.E, rows.query + b * kLanes * round_up(call.E, W));
-    rows_to_lanes(g.dout, b * kLanes, count, 0, call.F, rows.dout + b * kLanes * round_up(call.F, W));
-    if (kPairs) pair_rows(rows.query + b * kLanes * round_up(call.E, W), kLanes, call.E, kLanes);
-    if (kPairs) pair_rows(rows.dout + b * kLanes * round_up(call.F, W), kLanes, call.F, kLanes);
+    float *query = rows.query + b * kLanes * round_up(call.E, W), *dout = rows.dout + b * kLanes * round_up(call.F, W);
+    if (kPairs) {
+      lane_pairs(s.query, b * kLanes, count, call.E, query);
+      lane_pairs(g.dout, b * kLanes, count, call.F, dout);
+    } else {
+      rows_to_lanes(s.query, b * kLanes, count, 0, call.E, query);
+      rows_to_lanes(g.dout, b * kLanes, count, 0, call.F, dout);
+    }
   }
-  if (kPairs) pair_rows((float*)rows.query_rows.data, rows.query_rows.row, s.T, rows.query_rows.row);
-  if (kPairs) pair_rows((float*)rows.dout_rows.data, rows.dout_rows.row, s.T, rows.dout_rows.row);
   return rows;
 }
 
@@ -95,7 +95,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
   float* dvalue = dkey + kSources * E;
   float* key_floats = dvalue + kSources * F;
   float* value_floats = key_floats + kSources * E;
-  float* key_pairs = value_floats + kSources * F;  // along the sources
+  float* key_pairs = value_floats + kSources * F;
   float* columns = key_pairs + kSources * E;  // (sources, W): sums of ds
   scratch = columns + kSources * W;
   const Rows rows = gather<Gradient, kPairs>(call, s, g, scratch);
@@ -104,16 +104,9 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
   const bool need_scores = need_key || g.dquery || g.dbias_rows || g.dbias_columns || g.dbias.data;
   for (int64_t source = first; source < last; source += kSources) {
     const int64_t count = least(last - source, kSources);
-    const Floats keys = as_floats(s.key, source, count, call.E, key_floats);
-    const Floats values = as_floats(s.value, source, count, call.F, value_floats);
-    Floats key_terms = keys;
-    if (kPairs) {
-      for (int64_t i = 0; i < count * E; i += W) store(key_pairs + i, load(key_floats + i));
-      pair_rows(key_pairs, E, count, E);
-      pair_columns(key_floats, E, count, E);
-      pair_columns(value_floats, F, count, F);
-      key_terms = {key_pairs, E, 1};
-    }
+    const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, key_floats) : as_floats(s.key, source, count, call.E, key_floats);
+    const Floats values = kPairs ? column_pairs(s.value, source, count, call.F, value_floats) : as_floats(s.value, source, count, call.F, value_floats);
+    const Floats key_terms = kPairs ? row_pairs(s.key, source, count, call.E, key_pairs) : keys;  // along the sources
     for (int64_t i = 0; i < kSources * E; i += W) store(dkey + i, Vec{});
     for (int64_t i = 0; i < kSources * F; i += W) store(dvalue + i, Vec{});
     for (int64_t j = 0; j < kSources; j++) store(columns + j * W, Vec{});
@@ -170,8 +163,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         float* ds = products;
         if (kPairs) {
           ds = pairs;
-          for (int64_t i = 0; i < count * kLanes; i += W) store(ds + i, load(products + i));
-          pair_rows(ds, kLanes, count, targets.lanes);
+          pair_rows(products, kLanes, count, targets.lanes, ds);
         }
         product<true, kPairs>(key_terms.data, key_terms.column, key_terms.row, ds, kLanes, terms, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes);
       }

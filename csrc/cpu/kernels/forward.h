@@ -25,8 +25,8 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
   float* floats = pairs + kSources * kLanes;  // a tile of keys, then of values
   Targets targets;
   start(call, s, block, targets);
-  rows_to_lanes(s.query, targets.first, targets.rows, 0, call.E, query);
-  if (kPairs) pair_rows(query, kLanes, call.E, kLanes);
+  if (kPairs) lane_pairs(s.query, targets.first, targets.rows, call.E, query);
+  else rows_to_lanes(s.query, targets.first, targets.rows, 0, call.E, query);
   for (int64_t i = 0; i < call.F * kLanes; i += W) store(sums + i, Vec{});
   // With pairs the weights of the second product are rounded to bf16, and divided by their own sum. Not where a gradient may
   // follow: delta = <dout, out> has to cancel against dP.
@@ -36,22 +36,21 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
   const int64_t last = last_source(call, s, targets);
   for (int64_t source = 0; source < last; source += kSources) {
     const int64_t count = least(last - source, kSources);
-    const Floats keys = as_floats(s.key, source, count, call.E, floats);
-    if (kPairs) pair_columns(floats, E, count, E);
+    const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, floats) : as_floats(s.key, source, count, call.E, floats);
     product<false, kPairs>(keys.data, keys.row, keys.column, query, kLanes, depth, count, targets.lanes, scores, kLanes);
     const bool found = finish_scores<Rows::kRule>(call, s, targets, source, count, scores, pairs);
     if (s.active) s.active[block * ((s.S + kSources - 1) / kSources) + source / kSources] = found;
     if (!found) continue;
     if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, pairs);
     rows.weigh(count, targets.lanes, scores, call.dropout ? pairs : nullptr, sums, call.F, rounded);
-    const Floats values = as_floats(s.value, source, count, call.F, floats);
     if (!round) {
+      const Floats values = as_floats(s.value, source, count, call.F, floats);
       product<true>(values.data, values.column, values.row, scores, kLanes, count, call.F, targets.lanes, sums, kLanes);
       continue;
     }
+    const Floats values = row_pairs(s.value, source, count, call.F, floats);
     const int64_t words = (count + 1) / 2;
-    pair_rows(floats, F, count, F);
-    pair_rows(scores, kLanes, count, targets.lanes);
+    pair_rows(scores, kLanes, count, targets.lanes, scores);
     add_pairs(scores, kLanes, words, targets.lanes, rounded);
     product<true, kPairs>(values.data, values.column, values.row, scores, kLanes, words, call.F, targets.lanes, sums, kLanes);
   }

@@ -30,17 +30,25 @@ INLINE Vec load_some(const Matrix& m, int64_t i, int64_t j, int64_t count) {
   return x;
 }
 
+// bf16 numbers in the low halves, as to_bfloat.
+INLINE Word to_bfloats(Vec x) {
+  const Word bits = (Word)x;
+  return x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 // m(i, j .. j + W) = x, of which the first count are inside.
 INLINE void store_some(const Matrix& m, int64_t i, int64_t j, int64_t count, Vec x) {
   if (m.type == kFloat && m.column == 1 && count >= W) return store_loose((float*)m.data + m.row * i + j, x);
 #if defined(__AVX512F__)
-  if (m.column == 1 && count >= W && m.type == kHalf) {
-    const __m256i bits = _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+  if (m.column == 1 && count >= W && m.type != kFloat) {
+    const __m256i bits = m.type == kHalf ? _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT) : _mm512_cvtepi32_epi16((__m512i)to_bfloats(x));
     return _mm256_storeu_si256((__m256i*)((uint16_t*)m.data + m.row * i + j), bits);
   }
 #elif defined(__AVX2__)
-  if (m.column == 1 && count >= W && m.type == kHalf) {
-    const __m128i bits = _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+  if (m.column == 1 && count >= W && m.type != kFloat) {
+    const __m256i words = (__m256i)to_bfloats(x);
+    const __m128i bits = m.type == kHalf ? _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT)
+                                         : _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     return _mm_storeu_si128((__m128i*)((uint16_t*)m.data + m.row * i + j), bits);
   }
 #endif
