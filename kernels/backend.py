@@ -33,7 +33,6 @@ OPS = (
     "attention_varlen",
 )
 
-CPU_OPS = ("relu2_attention", "relu2_attention_varlen", "attention", "attention_varlen")
 TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
 TRITON_WIDTH = 256
 """The widest query that the Triton kernels hold in one tile."""
@@ -110,8 +109,6 @@ def why_not(name: str, op: str, *tensors: Tensor) -> str | None:
 
 def why_not_cpu(op: str, *tensors: Tensor) -> str | None:
     """Why the C++ kernels cannot do a call, or None where they can."""
-    if op not in CPU_OPS:
-        return f"{op} has no C++ kernels"
     missing = cpu_library.why_missing()
     if missing:
         return missing

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import at_least_2d, broadcast
+from .arguments import broadcast
+from .cpu_arguments import BiasSums, gradient_buffer, summed, unless_empty, with_lead
 from .registration import fake_packed_rows, fake_rows
 
 TILE = 64
@@ -65,8 +66,8 @@ def forward(
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)
     torch.ops.glomo_cpu.attention_forward(
-        rule, *_inputs(lead, query, key, value, bias, attn_mask), seed, None, None, out, statistic,
-        _unless_empty(residual), _unless_empty(active), *numbers,
+        rule, *with_lead(lead, query, key, value, bias, attn_mask), seed, None, None, out, statistic,
+        unless_empty(residual), unless_empty(active), *numbers,
     )  # fmt: skip
     return out, statistic, residual, active
 
@@ -109,11 +110,11 @@ def packed_forward(
     lead = query.shape[1:-1]
     out = query.new_zeros(*query.shape[:-1], value.size(-1))  # rows of no sequence stay 0
     statistic = query.new_zeros(query.shape[:-1], dtype=torch.float32)
-    inputs = _inputs(lead, query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None)
+    inputs = with_lead(lead, query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None)
     residual = query.new_zeros(residual_shape(lead, query, value, query.size(0), save), dtype=torch.float32)
     torch.ops.glomo_cpu.attention_forward(
         rule, *inputs, seed, cu_seqlens_q, cu_seqlens_k, out.movedim(0, -2), statistic.movedim(0, -1),
-        _unless_empty(residual), None, *numbers,
+        unless_empty(residual), None, *numbers,
     )  # fmt: skip
     return out, statistic, residual
 
@@ -149,16 +150,6 @@ def _pairs(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.movedim((0, 1), (-2, -1))
 
 
-def _unless_empty(t: Tensor) -> Tensor | None:
-    return t if t.numel() else None
-
-
-def _inputs(lead: torch.Size, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Views with all leading dimensions; a bias of the query's dtype or fp32 and a mask keep their last two."""
-    views = [at_least_2d(t) for t in tensors]
-    return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
-
-
 def _gradients(
     rule: int,
     dout: Tensor,
@@ -176,33 +167,14 @@ def _gradients(
     numbers: Numbers,
     needs: list[bool],
 ) -> list[Tensor]:
-    lead, T, S = out.shape[:-2], query.size(-2), key.size(-2)
-
-    def gradient(t: Tensor, need: bool) -> Tensor | None:
-        """Of t, whole in all leading dimensions: summed up in fp32 where t is not."""
-        if not need:
-            return None
-        return t.new_zeros(*lead, *t.shape[-2:], dtype=t.dtype if t.shape[:-2] == lead else torch.float32)
-
-    made = [gradient(t, need) for t, need in zip((query, key, value), needs, strict=False)]
-    sums: Tensor | None = None  # of the bias's gradient: a number for each pair, target or source
-    kinds: list[Tensor | None] = [None, None, None]
-    if bias is not None and needs[3]:
-        rows, columns = (1, 1, *bias.shape)[-2:]
-        shape = (T, 1) if columns == 1 else (1, S) if rows == 1 else (T, S)
-        sums = query.new_zeros(*lead, *shape, dtype=torch.float32)
-        kinds[1 if columns == 1 else 2 if rows == 1 else 0] = sums
+    lead = out.shape[:-2]
+    made = [gradient_buffer(t, lead, need) for t, need in zip((query, key, value), needs, strict=False)]
+    sums = BiasSums(bias if needs[3] else None, lead, query, key)
     torch.ops.glomo_cpu.attention_backward(
-        rule, dout, dstatistic, out, statistic, _unless_empty(residual), _unless_empty(active),
-        *_inputs(lead, query, key, value, bias, attn_mask), *options, *made, *kinds, *numbers,
+        rule, dout, dstatistic, out, statistic, unless_empty(residual), unless_empty(active),
+        *with_lead(lead, query, key, value, bias, attn_mask), *options, *made, *sums.outputs, *numbers,
     )  # fmt: skip
     return [
-        query.new_empty(0) if g is None or t is None else _sum_to(g, t)
-        for g, t in zip([*made, sums], (query, key, value, bias), strict=True)
+        *(summed(g, t, query) for g, t in zip(made, (query, key, value), strict=True)),
+        summed(sums.total, bias, query),
     ]
-
-
-def _sum_to(gradient: Tensor, t: Tensor) -> Tensor:
-    if gradient.shape != t.shape:
-        gradient = gradient.sum_to_size((1, 1, *t.shape)[-max(t.dim(), 2) :]).reshape(t.shape)
-    return gradient.to(t.dtype)

@@ -11,34 +11,6 @@ namespace glomo {
 
 namespace {
 
-constexpr int64_t kParts = 8, kItems = 16;  // ranges of sources at most; items that are enough for all threads
-
-int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
-
-Call describe(
-    const Tensor& query, const Tensor& value, const Batch& bias, const Batch& mask, const std::optional<Tensor>& seed,
-    double dropout_p, std::optional<int64_t> diagonal, double scale, double eps) {
-  Call call{};
-  call.E = query.size(query.dim() - 1);
-  call.F = value.size(value.dim() - 1);
-  call.causal = diagonal.has_value();
-  // far from the ends of 64-bit integers, and the same pairs
-  const int64_t most = int64_t(1) << 40;
-  call.diagonal = std::max(-most, std::min(diagonal.value_or(0), most));
-  call.scale = (float)scale;
-  call.eps = (float)eps;
-  call.bias = bias.vary();
-  call.mask = mask.vary();
-  call.dropout = seed.has_value();
-  if (seed) {
-    const double words = std::nearbyint(dropout_p * 4294967296.0);
-    call.threshold = words >= 4294967295.0 ? 4294967295u : (uint32_t)words;
-    call.keep_scale = dropout_p < 1.0 ? (float)(1.0 / (1.0 - dropout_p)) : 0.0f;
-    call.seed = (uint64_t) * (const int64_t*)seed->data_ptr();
-  }
-  return call;
-}
-
 // The tensors of a call that both passes read.
 struct Inputs {
   Batch query, key, value, bias, mask;
@@ -56,12 +28,13 @@ struct Inputs {
         value(value_),
         bias(bias_),
         mask(mask_),
-        call(describe(query_, value_, bias, mask, seed, dropout_p, diagonal, scale, eps)),
+        call(describe(query_.size(query_.dim() - 1), value_.size(value_.dim() - 1), bias, mask, diagonal, scale, eps)),
         targets(cu_seqlens_q, query_.size(query_.dim() - 2)),
         sources(cu_seqlens_k, key_.size(key_.dim() - 2)),
         rows(query_.size(query_.dim() - 2)),
         columns(key_.size(key_.dim() - 2)) {
-    for (int64_t d = 0; d < query_.dim() - 2; d++) heads *= query_.size(d);
+    heads = leading(query_, 2);
+    drop(call, seed, dropout_p);
     STD_TORCH_CHECK(targets.count() == sources.count(), "cu_seqlens_q and cu_seqlens_k must have one length.");
     for (int64_t i = 0; i < targets.count(); i++) begin.push_back(begin.back() + blocks_of(targets.size(i)));
   }
@@ -127,8 +100,7 @@ void attention_backward(
     longest = std::max(longest, in.targets.size(i));
     most = std::max(most, blocks_of(in.sources.size(i)));
   }
-  // Few batch-heads are cut into ranges of sources, by their number alone: the result must not depend on the threads.
-  const int64_t parts = std::max<int64_t>(1, std::min({kParts, most, kItems / std::max<int64_t>(1, in.heads * count)}));
+  const int64_t parts = ranges(in.heads * count, most);
   const int64_t block_floats = kLanes * E, part_floats = in.heads * in.blocks() * block_floats;
   const int64_t own = parts == 1 && dquery ? blocks_of(longest) * block_floats : 0;  // dQ of one batch-head
   std::vector<float> shared(parts > 1 && dquery ? parts * part_floats + 16 : 0), row_sums(parts > 1 && dbias_rows ? parts * in.heads * in.rows : 0);

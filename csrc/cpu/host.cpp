@@ -2,7 +2,9 @@
 
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -105,6 +107,41 @@ Packing::Packing(const std::optional<Tensor>& boundaries, int64_t rows) {
     ends_.push_back(end < least ? least : end > rows ? rows : end);  // wrong boundaries never leave the tensor
   }
   if (ends_.empty()) ends_ = {0};
+}
+
+int64_t leading(const Tensor& t, int64_t tail) {
+  int64_t count = 1;
+  for (int64_t d = 0; d < t.dim() - tail; d++) count *= t.size(d);
+  return count;
+}
+
+Call describe(int64_t E, int64_t F, const Batch& bias, const Batch& mask, std::optional<int64_t> diagonal, double scale, double eps) {
+  Call call{};
+  call.E = E;
+  call.F = F;
+  call.causal = diagonal.has_value();
+  // far from the ends of 64-bit integers, and the same pairs
+  const int64_t most = int64_t(1) << 40;
+  call.diagonal = std::max(-most, std::min(diagonal.value_or(0), most));
+  call.scale = (float)scale;
+  call.eps = (float)eps;
+  call.bias = bias.vary();
+  call.mask = mask.vary();
+  return call;
+}
+
+void drop(Call& call, const std::optional<Tensor>& seed, double dropout_p) {
+  call.dropout = seed.has_value();
+  if (!seed) return;
+  const double words = std::nearbyint(dropout_p * 4294967296.0);
+  call.threshold = words >= 4294967295.0 ? 4294967295u : (uint32_t)words;
+  call.keep_scale = dropout_p < 1.0 ? (float)(1.0 / (1.0 - dropout_p)) : 0.0f;
+  call.seed = (uint64_t) * (const int64_t*)seed->data_ptr();
+}
+
+int64_t ranges(int64_t problems, int64_t most) {
+  constexpr int64_t enough = 16, at_most = 8;
+  return std::max<int64_t>(1, std::min({at_most, most, enough / std::max<int64_t>(1, problems)}));
 }
 
 void for_each(int64_t items, int64_t floats, const std::function<void(int64_t, float*)>& work) {

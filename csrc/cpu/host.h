@@ -33,6 +33,7 @@ class Batch {
   // Rows from `row` on and columns from `column` on, where these are not broadcast.
   Matrix at(int64_t index, int64_t row = 0, int64_t column = 0) const;
   Vary vary() const;
+  bool present() const { return data_; }
 
  private:
   char* data_ = nullptr;
@@ -53,6 +54,21 @@ class Packing {
  private:
   std::vector<int64_t> ends_;
 };
+
+inline int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
+
+// Number of matrices, or rows, in a tensor's leading dimensions: all but the last `tail`.
+int64_t leading(const Tensor& t, int64_t tail);
+
+// E, F: columns of the query and of the value.
+Call describe(int64_t E, int64_t F, const Batch& bias, const Batch& mask, std::optional<int64_t> diagonal, double scale, double eps);
+
+// Dropout, where there is a seed.
+void drop(Call& call, const std::optional<Tensor>& seed, double dropout_p);
+
+// Into how many ranges each of few problems is cut so that all threads have work: by their number alone, because the result
+// must not depend on the threads. A problem of `most` blocks cannot be cut further.
+int64_t ranges(int64_t problems, int64_t most);
 
 // work(item, scratch) for every item, the first ones first, on all threads of PyTorch's pool; scratch is of `floats`
 // floats, one for each thread. What an item computes must not depend on the thread.

@@ -41,7 +41,8 @@ struct Sequence {
   Matrix query, key, value, bias, mask;
   Matrix out, statistic;   // statistic: one column, Z or lse
   float* residual;         // (T, F): what out lost by rounding, or null
-  int8_t* active;          // (blocks of targets, tiles of sources): whether any score is positive, or null
+  int8_t* active;          // (blocks of targets, tiles of sources): whether any pair counts, or null
+  Matrix graph;            // (T, S), given instead of queries and keys, or null
 };
 
 // The gradients of one batch-head, as far as a range of its sources makes them. What is not wanted has no data.
@@ -54,15 +55,67 @@ struct Gradients {
   Matrix dbias;         // (T, S), written
 };
 
+// The gradients of one graph. What is not wanted has no data.
+struct GraphGradients {
+  Matrix dquery;        // written, at the rows of a block of targets
+  float* dkey;          // (S, E in whole vectors), added to
+  float* dbias_rows;    // (T,), written
+  float* dbias_columns; // (S,), added to
+  Matrix dbias, dgraph; // (T, S), written
+};
+
+// A mixture of N graphs, as one batch item sees it: out_m = sum_n weights_m[n] A_n F + sum_n chain_weights_m[n] Lambda_n F.
+struct Mix {
+  int64_t N, heads, M, T, S;  // graphs, heads of a layer, mixtures
+  const Sequence* graphs;     // N
+  const Matrix *weights, *chain_weights;  // M each, (T, N); chain_weights is null without chains
+  Matrix features;            // (S, F)
+  const Matrix *out, *dout;   // M each, (T, F)
+};
+
+struct MixGradients {
+  const GraphGradients* graphs;  // N, or null if none of them wants any
+  const Matrix *dweights, *dchain_weights;  // M each, (T, N), written
+  float* dfeatures;              // (S, F in whole vectors), added to
+};
+
 // The functions of one instruction set. Scratch is in floats; [2]: by the rule.
 struct Kernels {
   const char* name;
+  int64_t width;  // lanes of a vector
   int64_t (*forward_scratch)(const Call&);
   void (*forward[2])(const Call&, const Sequence&, int64_t block, float* scratch);
   int64_t (*backward_scratch)(const Call&, int64_t T);
   void (*backward[2])(const Call&, const Sequence&, const Gradients&, int64_t first, int64_t last, float* scratch);
   // query[t][e] = scale * (sum over parts of dquery), of one block of targets
   void (*finish_query)(const Call&, const Matrix& query, int64_t T, int64_t block, const float* dquery, int64_t part, int64_t parts, float* scratch);
+
+  // A of a block of targets, written to out
+  int64_t (*affinity_scratch)(const Call&, int64_t S);
+  void (*affinity)(const Call&, const Sequence&, int64_t block, float* scratch);
+  // the gradients that a range of blocks of targets makes
+  int64_t (*affinity_backward_scratch)(const Call&, int64_t S);
+  void (*affinity_backward)(const Call&, const Sequence&, const Matrix& daffinity, const GraphGradients&, int64_t first, int64_t last, float* scratch);
+
+  // Without chains: a block of targets, and the gradients that a range of blocks makes.
+  int64_t (*mix_scratch)(const Call&, const Mix&);
+  void (*mix)(const Call&, const Mix&, int64_t block, float* scratch);
+  int64_t (*mix_backward_scratch)(const Call&, const Mix&);
+  void (*mix_backward)(const Call&, const Mix&, const MixGradients&, int64_t first, int64_t last, float* scratch);
+
+  // With chains the mixed graphs (M, blocks, S, kLanes) are kept: what a range of heads adds to them; out from the sum of
+  // them over ranges of heads; their gradient; the gradients of a range of heads from it (and the mixed graphs again, unless
+  // null); and from these the gradient of a tile of features.
+  int64_t (*chain_scratch)(const Call&, const Mix&);
+  void (*chain)(const Call&, const Mix&, int64_t first, int64_t last, float* mixed, float* scratch);
+  void (*chain_out)(const Call&, const Mix&, int64_t block, const float* mixed, int64_t part, int64_t parts, float* scratch);
+  void (*chain_dmixed)(const Call&, const Mix&, int64_t block, float* dmixed, float* scratch);
+  int64_t (*chain_backward_scratch)(const Call&, const Mix&);
+  void (*chain_backward)(const Call&, const Mix&, const MixGradients&, int64_t first, int64_t last, const float* dmixed, float* mixed, float* scratch);
+  void (*chain_dfeatures)(const Call&, const Mix&, const MixGradients&, int64_t source, const float* mixed, int64_t part, int64_t parts, float* scratch);
+
+  // to[i][c] = factor * sum over parts of from[i][c], rows of whole vectors
+  void (*write_sum)(const Matrix& to, int64_t rows, int64_t columns, float factor, float* from, int64_t part, int64_t parts);
 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512_bf16;

@@ -18,7 +18,7 @@ from ..arguments import (
 )
 from ..backend import select_backend
 from ..registration import differentiable_op
-from . import blocked, reference
+from . import blocked, cpu, reference
 
 Weights = Tensor | Sequence[Tensor]
 
@@ -109,6 +109,16 @@ _blocked = differentiable_op(
     differentiable=("graphs", "features", "weights", "chain_weights"),
 )
 
+_cpu = differentiable_op(
+    "graph_mix_cpu",
+    cpu.graph_mix_forward,
+    cpu.graph_mix_backward,
+    _fake,
+    differentiable=("graphs", "features", "weights", "chain_weights"),
+)
+
+_BACKENDS = {"reference": reference.graph_mix, "blocked": _blocked, "cpu": _cpu}
+
 
 def graph_mix(
     graphs: Tensor,
@@ -152,9 +162,6 @@ def graph_mix(
     check_last("features", features, -2, num_sources, "the graphs' sources")
     lead = common_lead(graphs=graphs.shape[:-3], features=features.shape[:-2])
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, features, n, num_heads)
-    out: Tensor
-    if select_backend("graph_mix", graphs, features) == "reference":
-        out = reference.graph_mix(graphs, features, w, c, num_heads)
-    else:
-        out = _blocked(graphs, features, w, c, num_heads)
+    run = _BACKENDS[select_backend("graph_mix", graphs, features)]
+    out: Tensor = run(graphs, features, w, c, num_heads)
     return out[0] if isinstance(weights, Tensor) else out.unbind()

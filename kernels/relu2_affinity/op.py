@@ -22,7 +22,7 @@ from ..arguments import (
 )
 from ..backend import select_backend
 from ..registration import differentiable_op
-from . import blocked, reference, triton
+from . import blocked, cpu, reference, triton
 
 
 def _fake(query, key, bias, attn_mask, diagonal, scale, eps):
@@ -46,6 +46,26 @@ _triton = differentiable_op(
     _fake,
     differentiable=("query", "key", "bias"),
 )
+
+
+def _fake_cpu(*inputs):
+    return _fake(*inputs)[0]
+
+
+_cpu = differentiable_op(
+    "relu2_affinity_cpu",
+    cpu.relu2_affinity_forward,
+    cpu.relu2_affinity_backward,
+    _fake_cpu,
+    differentiable=("query", "key", "bias"),
+)
+
+_BACKENDS = {
+    "reference": reference.relu2_affinity,
+    "blocked": lambda *inputs: _blocked(*inputs)[0],
+    "cpu": _cpu,
+    "triton": lambda *inputs: _triton(*inputs)[0],
+}
 
 
 def relu2_affinity(
@@ -112,9 +132,5 @@ def relu2_affinity(
         if t is not None:
             check_broadcastable(name, t, pairs)
     arguments = (query, key, bias, attn_mask, check_diagonal(is_causal, diagonal), float(scale), float(eps))
-    backend = select_backend("relu2_affinity", query, key)
-    if backend == "reference":
-        affinity = reference.relu2_affinity(*arguments)
-    else:
-        affinity = (_triton if backend == "triton" else _blocked)(*arguments)[0]
+    affinity = _BACKENDS[select_backend("relu2_affinity", query, key)](*arguments)
     return affinity.flatten(-4, -3) if groups else affinity

@@ -22,7 +22,7 @@ from ..arguments import (
 from ..backend import select_backend
 from ..graph_mix.op import Weights, canonical_mixtures, common_lead
 from ..registration import differentiable_op
-from . import blocked, reference
+from . import blocked, cpu, reference
 
 
 def _fake(query, key, features, weights, *_):
@@ -37,6 +37,16 @@ _blocked = differentiable_op(
     _fake,
     differentiable=("query", "key", "features", "weights", "chain_weights", "bias"),
 )
+
+_cpu = differentiable_op(
+    "relu2_graph_mix_cpu",
+    cpu.relu2_graph_mix_forward,
+    cpu.relu2_graph_mix_backward,
+    _fake,
+    differentiable=("query", "key", "features", "weights", "chain_weights", "bias"),
+)
+
+_BACKENDS = {"reference": reference.relu2_graph_mix, "blocked": _blocked, "cpu": _cpu}
 
 
 def relu2_graph_mix(
@@ -102,7 +112,7 @@ def relu2_graph_mix(
         if t is not None:
             check_broadcastable(name, t, (*lead, n, num_targets, num_sources))
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, query, n, num_heads)
-    run = reference.relu2_graph_mix if select_backend("relu2_graph_mix", query, key) == "reference" else _blocked
+    run = _BACKENDS[select_backend("relu2_graph_mix", query, key)]
     out = run(
         query,
         key,

@@ -27,15 +27,6 @@ static int64_t backward_scratch(const Call& call, int64_t T) {
   return blocks * kLanes * (2 * E + 2 * F + kConstants) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
 }
 
-// Rows of whole vectors: where they lie, or in scratch.
-static Floats whole_rows(const Matrix& m, int64_t rows, int64_t columns, float* scratch) {
-  if (m.type == kFloat && m.column == 1 && columns % W == 0) return {(const float*)m.data, m.row, 1};
-  const int64_t wide = round_up(columns, W);
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c += W) store(scratch + r * wide + c, load_some(m, r, c, columns - c));
-  return {scratch, wide, 1};
-}
-
 template <class Gradient, bool kPairs>
 static Rows gather(const Call& call, const Sequence& s, const Gradients& g, float*& scratch) {
   const int64_t blocks = (s.T + kLanes - 1) / kLanes;
@@ -48,9 +39,9 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
   rows.query = take(blocks * kLanes * round_up(call.E, W));
   rows.dout = take(blocks * kLanes * round_up(call.F, W));
   rows.constants = take(blocks * kConstants * kLanes);
-  rows.query_rows = kPairs ? row_pairs(s.query, 0, s.T, call.E, scratch) : whole_rows(s.query, s.T, call.E, scratch);
+  rows.query_rows = kPairs ? row_pairs(s.query, 0, s.T, call.E, scratch) : whole_rows(s.query, 0, s.T, call.E, scratch);
   scratch += s.T * round_up(call.E, W);
-  rows.dout_rows = kPairs ? row_pairs(g.dout, 0, s.T, call.F, scratch) : whole_rows(g.dout, s.T, call.F, scratch);
+  rows.dout_rows = kPairs ? row_pairs(g.dout, 0, s.T, call.F, scratch) : whole_rows(g.dout, 0, s.T, call.F, scratch);
   for (int64_t t = 0; t < blocks * kLanes; t++) {
     float* constants = rows.constants + t / kLanes * kConstants * kLanes + t % kLanes;
     Gradient::no_target(constants);
@@ -77,11 +68,6 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
     }
   }
   return rows;
-}
-
-static void write_rows(const float* from, int64_t wide, float factor, const Matrix& m, int64_t i, int64_t rows, int64_t columns) {
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < columns; c += W) store_some(m, i + r, c, columns - c, load(from + r * wide + c) * factor);
 }
 
 template <class Gradient, bool kPairs>

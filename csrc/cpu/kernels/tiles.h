@@ -92,5 +92,20 @@ static Floats as_floats(const Matrix& m, int64_t i, int64_t rows, int64_t column
   return {scratch, wide, 1};
 }
 
+// Rows i .. i + rows of m as floats, in rows of whole vectors: where they lie, or copied to scratch.
+static Floats whole_rows(const Matrix& m, int64_t i, int64_t rows, int64_t columns, float* scratch) {
+  if (m.type == kFloat && m.column == 1 && columns % W == 0) return {(const float*)m.data + m.row * i, m.row, 1};
+  const int64_t wide = round_up(columns, W);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += W) store(scratch + r * wide + c, load_some(m, i + r, c, columns - c));
+  return {scratch, wide, 1};
+}
+
+// m(i + r, c) = from[r][c] * factor, from rows of whole vectors.
+static void write_rows(const float* from, int64_t wide, float factor, const Matrix& m, int64_t i, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < columns; c += W) store_some(m, i + r, c, columns - c, load(from + r * wide + c) * factor);
+}
+
 }  // namespace GLOMO_ISA
 }  // namespace glomo

@@ -1,0 +1,51 @@
+"""Tensors as the C++ kernels take them: inputs with all leading dimensions, and what their gradients are written to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .arguments import at_least_2d
+
+
+def unless_empty(t: Tensor) -> Tensor | None:
+    return t if t.numel() else None
+
+
+def with_lead(lead: Sequence[int], *tensors: Tensor | None) -> list[Tensor | None]:
+    """Views with all leading dimensions; the last two stay as they are: a bias or a mask may broadcast there."""
+    views = [at_least_2d(t) for t in tensors]
+    return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
+
+
+def gradient_buffer(t: Tensor | None, lead: Sequence[int], need: bool) -> Tensor | None:
+    """For the gradient of t, with all leading dimensions: in fp32 where it is still to be summed over some of them."""
+    if t is None or not need:
+        return None
+    return t.new_zeros(*lead, *t.shape[-2:], dtype=t.dtype if t.shape[:-2] == lead else torch.float32)
+
+
+class BiasSums:
+    """For the gradient of a bias: a number for each pair, target or source, as the bias varies; None without a bias."""
+
+    def __init__(self, bias: Tensor | None, lead: Sequence[int], query: Tensor, key: Tensor) -> None:
+        self.outputs: list[Tensor | None] = [None, None, None]  # per pair, per target, per source
+        self.total: Tensor | None = None
+        if bias is None:
+            return
+        rows, columns = (1, 1, *bias.shape)[-2:]
+        T, S = query.size(-2), key.size(-2)
+        shape = (T, 1) if columns == 1 else (1, S) if rows == 1 else (T, S)
+        self.total = query.new_zeros(*lead, *shape, dtype=torch.float32)
+        self.outputs[1 if columns == 1 else 2 if rows == 1 else 0] = self.total
+
+
+def summed(gradient: Tensor | None, t: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient in the shape and dtype of t; where there is none an empty tensor (a custom op must return some)."""
+    if gradient is None or t is None:
+        return like.new_empty(0)
+    if gradient.shape != t.shape:
+        gradient = gradient.sum_to_size((1, 1, *t.shape)[-max(t.dim(), 2) :]).reshape(t.shape)
+    return gradient.to(t.dtype)

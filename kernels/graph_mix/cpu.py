@@ -1,0 +1,32 @@
+"""graph_mix in C++."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import cpu_mixes
+
+
+def graph_mix_forward(
+    graphs: Tensor, features: Tensor, weights: Tensor, chain_weights: Tensor | None, num_heads: int
+) -> Tensor:
+    numbers = num_heads, None, 1.0, 0.0
+    return cpu_mixes.forward(graphs, None, None, features, weights, chain_weights, None, None, numbers)
+
+
+def graph_mix_backward(
+    grad_outputs: list[Tensor],
+    outputs: list[Tensor],
+    graphs: Tensor,
+    features: Tensor,
+    weights: Tensor,
+    chain_weights: Tensor | None,
+    num_heads: int,
+    *,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of graphs, features, weights and chain_weights."""
+    arguments = graphs, None, None, features, weights, chain_weights, None, None, (num_heads, None, 1.0, 0.0)
+    all_needs = [needs[0], False, False, *needs[1:], False]
+    dgraphs, _, _, *rest, _ = cpu_mixes.backward(grad_outputs[0], *arguments, all_needs)
+    return [dgraphs, *rest]
