@@ -25,13 +25,13 @@ STABLE_TORCH_LIBRARY(glomo_cpu, m) {
       "Tensor(b!)? dkey, Tensor(c!)? dbias, Tensor(d!)? dbias_rows, Tensor(e!)? dbias_columns, int? diagonal, "
       "float scale, float eps) -> ()");
   m.def(
-      "mix_forward(Tensor? graphs, Tensor? query, Tensor? key, Tensor features, Tensor weights, Tensor? chain_weights, "
-      "Tensor? bias, Tensor? attn_mask, Tensor(a!) out, int num_heads, int? diagonal, float scale, float eps) -> ()");
+      "mix_forward(Tensor? graphs, Tensor? query, Tensor? key, Tensor features, Tensor? weights, Tensor? chain_weights, "
+      "Tensor? bias, Tensor? attn_mask, Tensor(a!) out, int num_heads, bool matrices, int? diagonal, float scale, float eps) -> ()");
   m.def(
-      "mix_backward(Tensor dout, Tensor? graphs, Tensor? query, Tensor? key, Tensor features, Tensor weights, "
+      "mix_backward(Tensor dout, Tensor? graphs, Tensor? query, Tensor? key, Tensor features, Tensor? weights, "
       "Tensor? chain_weights, Tensor? bias, Tensor? attn_mask, Tensor(a!)? dgraphs, Tensor(b!)? dquery, Tensor(c!)? dkey, "
       "Tensor(d!)? dfeatures, Tensor(e!)? dweights, Tensor(f!)? dchain_weights, Tensor(g!)? dbias, Tensor(h!)? dbias_rows, "
-      "Tensor(i!)? dbias_columns, int num_heads, int? diagonal, float scale, float eps) -> ()");
+      "Tensor(i!)? dbias_columns, int num_heads, bool matrices, int? diagonal, float scale, float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(glomo_cpu, CompositeExplicitAutograd, m) {

@@ -20,26 +20,26 @@ def with_lead(lead: Sequence[int], *tensors: Tensor | None) -> list[Tensor | Non
     return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
 
 
-def gradient_buffer(t: Tensor | None, lead: Sequence[int], need: bool) -> Tensor | None:
-    """For the gradient of t, with all leading dimensions: in fp32 where it is still to be summed over some of them."""
+def gradient_buffer(t: Tensor | None, lead: Sequence[int], need: bool, wide: bool = False) -> Tensor | None:
+    """For the gradient of t, with all leading dimensions: in fp32 where it is still to be summed over some of them, or
+    where asked for."""
     if t is None or not need:
         return None
-    return t.new_zeros(*lead, *t.shape[-2:], dtype=t.dtype if t.shape[:-2] == lead else torch.float32)
+    return t.new_zeros(*lead, *t.shape[-2:], dtype=torch.float32 if wide or t.shape[:-2] != lead else t.dtype)
 
 
 class BiasSums:
     """For the gradient of a bias: a number for each pair, target or source, as the bias varies; None without a bias."""
 
-    def __init__(self, bias: Tensor | None, lead: Sequence[int], query: Tensor, key: Tensor) -> None:
+    def __init__(self, bias: Tensor | None, lead: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
         self.outputs: list[Tensor | None] = [None, None, None]  # per pair, per target, per source
         self.total: Tensor | None = None
         if bias is None:
             return
-        rows, columns = (1, 1, *bias.shape)[-2:]
-        T, S = query.size(-2), key.size(-2)
-        shape = (T, 1) if columns == 1 else (1, S) if rows == 1 else (T, S)
-        self.total = query.new_zeros(*lead, *shape, dtype=torch.float32)
-        self.outputs[1 if columns == 1 else 2 if rows == 1 else 0] = self.total
+        per_target, per_source = (n == 1 for n in reversed((1, 1, *bias.shape)[-2:]))
+        shape = (rows, 1) if per_target else (1, columns) if per_source else (rows, columns)
+        self.total = like.new_zeros(*lead, *shape, dtype=torch.float32)
+        self.outputs[1 if per_target else 2 if per_source else 0] = self.total
 
 
 def summed(gradient: Tensor | None, t: Tensor | None, like: Tensor) -> Tensor:

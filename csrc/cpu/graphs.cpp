@@ -10,7 +10,7 @@ namespace glomo {
 
 namespace {
 
-constexpr int64_t kTogether = 16;  // ranges of heads at a time, over all batch items: each keeps mixed graphs of its own
+constexpr int64_t kTogether = 16;  // ranges of heads at a time, over all batch items: each keeps sums of its own
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -104,6 +104,11 @@ struct GraphOutputs {
   }
 };
 
+int64_t graphs_of(const std::optional<Tensor>& weights, const std::optional<Tensor>& chain_weights) {
+  const Tensor& t = weights ? *weights : *chain_weights;
+  return t.size(t.dim() - 1);
+}
+
 // One batch item of a mix, as the kernels take it.
 struct Item {
   std::vector<Sequence> graphs;
@@ -115,19 +120,20 @@ struct Mixes {
   Graphs in;
   Batch features, weights, chain_weights, out;  // out: or dout
   int64_t M, heads;
-  bool chains;
+  bool chains, matrices;
 
   Mixes(
-      Graphs graphs, const Tensor& features_, const Tensor& weights_, const std::optional<Tensor>& chain_weights_,
-      const Tensor& out_, int64_t heads)
+      Graphs graphs, const Tensor& features_, const std::optional<Tensor>& weights_, const std::optional<Tensor>& chain_weights_,
+      const Tensor& out_, int64_t heads, bool matrices)
       : in(std::move(graphs)),
         features(features_),
         weights(weights_),
         chain_weights(chain_weights_),
         out(out_),
-        M(weights_.size(0)),
+        M(out_.size(0)),
         heads(heads),
-        chains(chain_weights_.has_value()) {}
+        chains(chain_weights_.has_value()),
+        matrices(matrices) {}
 
   std::vector<Matrix> of_mixtures(const Batch& b, int64_t item) const {
     std::vector<Matrix> all;
@@ -138,15 +144,16 @@ struct Mixes {
   Item item(int64_t i) const {
     Item item;
     for (int64_t n = 0; n < in.N; n++) item.graphs.push_back(in.sequence(i * in.N + n));
-    item.weights = of_mixtures(weights, i);
+    if (weights.present()) item.weights = of_mixtures(weights, i);
     if (chains) item.chain_weights = of_mixtures(chain_weights, i);
     item.out = of_mixtures(out, i);
-    item.mix = {in.N, heads, M, in.T, in.S, item.graphs.data(), item.weights.data(), item.chain_weights.data(), features.at(i),
-                item.out.data(), item.out.data()};
+    item.mix = {in.N, heads, M, in.T, in.S, matrices, item.graphs.data(), weights.present() ? item.weights.data() : nullptr,
+                chains ? item.chain_weights.data() : nullptr, features.at(i), item.out.data(), item.out.data()};
     return item;
   }
 
-  int64_t matrix() const { return M * blocks_of(in.T) * in.S * kLanes; }
+  // Floats of the sums of a range of heads.
+  int64_t sums() const { return M * blocks_of(in.T) * (matrices ? in.S : in.call.F) * kLanes; }
 };
 
 // Batch items taken together, each cut into ranges of heads.
@@ -205,12 +212,13 @@ void affinity_backward(
 }
 
 void mix_forward(
-    std::optional<Tensor> graphs, std::optional<Tensor> query, std::optional<Tensor> key, Tensor features, Tensor weights,
-    std::optional<Tensor> chain_weights, std::optional<Tensor> bias, std::optional<Tensor> attn_mask, Tensor out,
-    int64_t num_heads, std::optional<int64_t> diagonal, double scale, double eps) {
+    std::optional<Tensor> graphs, std::optional<Tensor> query, std::optional<Tensor> key, Tensor features,
+    std::optional<Tensor> weights, std::optional<Tensor> chain_weights, std::optional<Tensor> bias,
+    std::optional<Tensor> attn_mask, Tensor out,
+    int64_t num_heads, bool matrices, std::optional<int64_t> diagonal, double scale, double eps) {
   const Kernels& run = kernels();
-  const int64_t N = weights.size(weights.dim() - 1), F = features.size(features.dim() - 1);
-  const Mixes all(Graphs(graphs, query, key, bias, attn_mask, N, F, diagonal, scale, eps), features, weights, chain_weights, out, num_heads);
+  const int64_t N = graphs_of(weights, chain_weights), F = features.size(features.dim() - 1);
+  const Mixes all(Graphs(graphs, query, key, bias, attn_mask, N, F, diagonal, scale, eps), features, weights, chain_weights, out, num_heads, matrices);
   const Graphs& in = all.in;
   if (in.batch == 0) return;
   const int64_t blocks = blocks_of(in.T);
@@ -223,29 +231,29 @@ void mix_forward(
   }
   const Together together(in.batch, num_heads);
   const int64_t parts = together.ranges;
-  const Aligned mixed(together.items * parts * all.matrix());
+  const Aligned totals(together.items * parts * all.sums());
   for (int64_t start = 0; start < in.batch; start += together.items) {
     const int64_t items = std::min(together.items, in.batch - start);
     for_each(items * parts, run.chain_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
       const int64_t part = i % parts;
-      run.chain(in.call, all.item(start + i / parts).mix, num_heads * part / parts, num_heads * (part + 1) / parts, mixed.data() + i * all.matrix(), scratch);
+      run.chain(in.call, all.item(start + i / parts).mix, num_heads * part / parts, num_heads * (part + 1) / parts, totals.data() + i * all.sums(), scratch);
     });
-    for_each(items * blocks, run.mix_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
-      run.chain_out(in.call, all.item(start + i / blocks).mix, i % blocks, mixed.data() + i / blocks * parts * all.matrix(), all.matrix(), parts, scratch);
+    for_each(items * blocks, run.chain_end_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
+      run.chain_out(in.call, all.item(start + i / blocks).mix, i % blocks, totals.data() + i / blocks * parts * all.sums(), all.sums(), parts, scratch);
     });
   }
 }
 
 void mix_backward(
     Tensor dout, std::optional<Tensor> graphs, std::optional<Tensor> query, std::optional<Tensor> key, Tensor features,
-    Tensor weights, std::optional<Tensor> chain_weights, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> weights, std::optional<Tensor> chain_weights, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
     std::optional<Tensor> dgraphs, std::optional<Tensor> dquery, std::optional<Tensor> dkey, std::optional<Tensor> dfeatures,
     std::optional<Tensor> dweights, std::optional<Tensor> dchain_weights, std::optional<Tensor> dbias,
-    std::optional<Tensor> dbias_rows, std::optional<Tensor> dbias_columns, int64_t num_heads,
+    std::optional<Tensor> dbias_rows, std::optional<Tensor> dbias_columns, int64_t num_heads, bool matrices,
     std::optional<int64_t> diagonal, double scale, double eps) {
   const Kernels& run = kernels();
-  const int64_t N = weights.size(weights.dim() - 1), F = features.size(features.dim() - 1);
-  const Mixes all(Graphs(graphs, query, key, bias, attn_mask, N, F, diagonal, scale, eps), features, weights, chain_weights, dout, num_heads);
+  const int64_t N = graphs_of(weights, chain_weights), F = features.size(features.dim() - 1);
+  const Mixes all(Graphs(graphs, query, key, bias, attn_mask, N, F, diagonal, scale, eps), features, weights, chain_weights, dout, num_heads, matrices);
   const Graphs& in = all.in;
   if (in.batch == 0) return;
   const GraphOutputs to(dquery, dkey, dbias, dbias_rows, dbias_columns, dgraphs);
@@ -290,27 +298,27 @@ void mix_backward(
 
   const Together together(in.batch, num_heads);
   const int64_t parts = together.ranges, tiles = blocks_of(in.S);
-  const bool need_graphs = to.any() || dweights || dchain_weights;
-  const Aligned dmixed(need_graphs ? together.items * all.matrix() : 0), mixed(dfeatures ? together.items * parts * all.matrix() : 0);
+  const bool need_dsums = to.any() || dweights || dchain_weights || !matrices;
+  const Aligned dsums(need_dsums ? together.items * all.sums() : 0), down(dfeatures ? together.items * parts * all.sums() : 0);
   const Aligned shared(together.items * sums.floats);
   for (int64_t start = 0; start < in.batch; start += together.items) {
     const int64_t items = std::min(together.items, in.batch - start);
     std::fill(shared.data(), shared.data() + items * sums.floats, 0.0f);
-    if (need_graphs)
-      for_each(items * blocks, run.mix_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
-        run.chain_dmixed(in.call, all.item(start + i / blocks).mix, i % blocks, dmixed.data() + i / blocks * all.matrix(), scratch);
+    if (need_dsums)
+      for_each(items * blocks, run.chain_end_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
+        run.chain_dsums(in.call, all.item(start + i / blocks).mix, i % blocks, dsums.data() + i / blocks * all.sums(), scratch);
       });
     for_each(items * parts, run.chain_backward_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
       const int64_t item = i / parts, part = i % parts;
       const Outputs o = outputs(start + item, sums, shared.data() + item * sums.floats);
       run.chain_backward(in.call, all.item(start + item).mix, o.gradients, num_heads * part / parts, num_heads * (part + 1) / parts,
-                         dmixed.data() + item * all.matrix(), dfeatures ? mixed.data() + i * all.matrix() : nullptr, scratch);
+                         dsums.data() + item * all.sums(), dfeatures ? down.data() + i * all.sums() : nullptr, scratch);
     });
     if (dfeatures)
-      for_each(items * tiles, run.mix_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
+      for_each(items * tiles, run.chain_end_scratch(in.call, any.mix), [&](int64_t i, float* scratch) {
         const int64_t item = i / tiles;
         const Outputs o = outputs(start + item, sums, shared.data() + item * sums.floats);
-        run.chain_dfeatures(in.call, all.item(start + item).mix, o.gradients, i % tiles * kSources, mixed.data() + item * parts * all.matrix(), all.matrix(), parts, scratch);
+        run.chain_dfeatures(in.call, all.item(start + item).mix, o.gradients, i % tiles * kSources, down.data() + item * parts * all.sums(), all.sums(), parts, scratch);
       });
     for_each(items, 0, [&](int64_t item, float*) { finish(start + item, sums, shared.data() + item * sums.floats, 1); });
   }

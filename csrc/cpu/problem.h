@@ -67,8 +67,9 @@ struct GraphGradients {
 // A mixture of N graphs, as one batch item sees it: out_m = sum_n weights_m[n] A_n F + sum_n chain_weights_m[n] Lambda_n F.
 struct Mix {
   int64_t N, heads, M, T, S;  // graphs, heads of a layer, mixtures
+  bool matrices;              // chains are running products of graphs; else, without weights, of these times the features
   const Sequence* graphs;     // N
-  const Matrix *weights, *chain_weights;  // M each, (T, N); chain_weights is null without chains
+  const Matrix *weights, *chain_weights;  // M each, (T, N), or null
   Matrix features;            // (S, F)
   const Matrix *out, *dout;   // M each, (T, F)
 };
@@ -103,16 +104,18 @@ struct Kernels {
   int64_t (*mix_backward_scratch)(const Call&, const Mix&);
   void (*mix_backward)(const Call&, const Mix&, const MixGradients&, int64_t first, int64_t last, float* scratch);
 
-  // With chains the mixed graphs (M, blocks, S, kLanes) are kept: what a range of heads adds to them; out from the sum of
-  // them over ranges of heads; their gradient; the gradients of a range of heads from it (and the mixed graphs again, unless
-  // null); and from these the gradient of a tile of features.
+  // With chains: what a range of heads adds to the sums (M, blocks, width, kLanes), which are mixed graphs (width S) or mixed
+  // features (width F); out from the sum of these over ranges of heads; the gradient of the sums; the gradients of a range
+  // of heads from it; the gradient of a tile of features. down is what the features' gradient needs of a range of heads, or
+  // null: the mixed graphs again, or the features' gradient (blocks, F, kLanes).
   int64_t (*chain_scratch)(const Call&, const Mix&);
-  void (*chain)(const Call&, const Mix&, int64_t first, int64_t last, float* mixed, float* scratch);
-  void (*chain_out)(const Call&, const Mix&, int64_t block, const float* mixed, int64_t part, int64_t parts, float* scratch);
-  void (*chain_dmixed)(const Call&, const Mix&, int64_t block, float* dmixed, float* scratch);
+  void (*chain)(const Call&, const Mix&, int64_t first, int64_t last, float* sums, float* scratch);
+  int64_t (*chain_end_scratch)(const Call&, const Mix&);  // of the next two, and of the last
+  void (*chain_out)(const Call&, const Mix&, int64_t block, const float* sums, int64_t part, int64_t parts, float* scratch);
+  void (*chain_dsums)(const Call&, const Mix&, int64_t block, float* dsums, float* scratch);
   int64_t (*chain_backward_scratch)(const Call&, const Mix&);
-  void (*chain_backward)(const Call&, const Mix&, const MixGradients&, int64_t first, int64_t last, const float* dmixed, float* mixed, float* scratch);
-  void (*chain_dfeatures)(const Call&, const Mix&, const MixGradients&, int64_t source, const float* mixed, int64_t part, int64_t parts, float* scratch);
+  void (*chain_backward)(const Call&, const Mix&, const MixGradients&, int64_t first, int64_t last, const float* dsums, float* down, float* scratch);
+  void (*chain_dfeatures)(const Call&, const Mix&, const MixGradients&, int64_t source, const float* down, int64_t part, int64_t parts, float* scratch);
 
   // to[i][c] = factor * sum over parts of from[i][c], rows of whole vectors
   void (*write_sum)(const Matrix& to, int64_t rows, int64_t columns, float factor, float* from, int64_t part, int64_t parts);

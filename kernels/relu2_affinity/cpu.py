@@ -42,7 +42,7 @@ def relu2_affinity_backward(
     daffinity = grad_outputs[0]
     lead = daffinity.shape[:-2]
     dquery, dkey = gradient_buffer(query, lead, needs[0]), gradient_buffer(key, lead, needs[1])
-    sums = BiasSums(bias if needs[2] else None, lead, query, key)
+    sums = BiasSums(bias if needs[2] else None, lead, query.size(-2), key.size(-2), query)
     inputs = with_lead(lead, query, key, bias, attn_mask)
     torch.ops.glomo_cpu.affinity_backward(daffinity, *inputs, dquery, dkey, *sums.outputs, diagonal, scale, eps)
     return [summed(dquery, query, query), summed(dkey, key, query), summed(sums.total, bias, query)]
