@@ -16,11 +16,12 @@ LONGEST_MATRIX = 1024
 def as_matrices(positions: int, width: int, dim: int, diagonal: int | None) -> bool:
     """Whether running products of graphs are formed as matrices, and not times features of that width.
 
-    A product of two triangles costs a third of a triangle times a matrix. Chains times the features leave the mixture of
-    the graphs themselves to a pass of its own, which computes the scores of `dim` columns again.
+    A product of two triangles costs a third of a triangle times a matrix. Chains times features leave the mixture of
+    graphs to a pass of its own, which computes the scores of `dim` columns again, and are slower by the measured factor
+    (bench/NOTES.md).
     """
     columns = positions if diagonal is None or diagonal > 0 else positions / 3
-    return positions <= LONGEST_MATRIX and columns <= width + dim
+    return positions <= LONGEST_MATRIX and columns <= 1.4 * (width + dim)
 
 
 def forward(

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 import glomo
 from glomo.kernels import use_backend
-from parity import check_parity, random
+from parity import WITHOUT_TRITON, check_parity, random, widest
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -24,17 +26,19 @@ def by_loops(graphs, features, weights, chain_weights, num_heads):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("backend", WITHOUT_TRITON)
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 6])
 def test_formula(backend, num_heads):
-    graphs, features = random(6, 5, 5).double(), random(5, 3).double()
-    weights, chains = random(5, 6).double(), random(5, 6).double()
+    tensors = random(6, 5, 5), random(5, 3), random(5, 6), random(5, 6)
+    graphs, features, weights, chains = (t.to(widest(backend)) for t in tensors)
     with use_backend(backend):
         out = glomo.graph_mix(graphs, features, weights, chains, num_heads=num_heads)
-    torch.testing.assert_close(out, by_loops(graphs, features, weights, chains, num_heads))
+    expected = by_loops(*(t.double() for t in (graphs, features, weights, chains)), num_heads)
+    tolerance = 1e-4 if out.dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("backend", WITHOUT_TRITON)
 def test_chain_is_a_matrix_product_not_an_elementwise_one(backend):
     """Two links of a chain: 2 reads 1, 1 reads 0. Elementwise the product would be 0."""
     graphs = torch.zeros(2, 3, 3)
@@ -47,7 +51,7 @@ def test_chain_is_a_matrix_product_not_an_elementwise_one(backend):
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize("backend", WITHOUT_TRITON)
 def test_products_of_strictly_triangular_graphs_lose_a_row_each(backend):
     graphs = torch.rand(5, 4, 4).tril(-1)
     for layers in range(1, 6):
@@ -67,9 +71,15 @@ def weights_of(shape, lead, t, n):
     return random(*sizes[shape])
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("matrices", [True, False])
+@settings(max_examples=30)
 @given(data=st.data())
-def test_parity(data):
+def test_parity(matrices, data):
+    with mock.patch("glomo.kernels.cpu_mixes.as_matrices", return_value=matrices):  # the two forms of chains in C++
+        check_mixes(data)
+
+
+def check_mixes(data):
     dtype = data.draw(st.sampled_from(DTYPES))
     lead = data.draw(st.sampled_from([(), (2,), (2, 3)]))
     t, e = data.draw(st.sampled_from([0, 1, 2, 7, 33])), data.draw(st.sampled_from([1, 5, 16]))
@@ -102,16 +112,28 @@ def test_parity(data):
     check_parity(relu2_mix, [query, key, features, None if bias is None else random(*bias), *weights, *chains])
 
 
-def test_parity_over_several_tiles():
+@pytest.mark.parametrize("matrices", [True, False])
+@pytest.mark.parametrize("diagonal", [-1, 30, None])
+def test_parity_over_several_tiles(matrices, diagonal):
     def call(query, key, features, bias, weights, chains):
         return glomo.relu2_graph_mix(
-            query, key, features, weights, chains, bias, num_heads=4, is_causal=True, diagonal=-1
+            query,
+            key,
+            features,
+            weights,
+            chains,
+            bias,
+            num_heads=2,
+            is_causal=diagonal is not None,
+            diagonal=diagonal or 0,
         )
 
-    n, t = 8, 260
-    tensors = [random(3, n, t, 8), random(3, n, t, 8), random(3, t, 6), random(3, n, t, 1), random(3, t, n), random(n)]
-    check_parity(call, tensors)
-    check_parity(lambda *a: call(*a, None), tensors[:-1])
+    n, t = 6, 150
+    tensors = [random(2, n, t, 8), random(2, n, t, 8), random(2, t, 6), random(2, n, t, 1), random(2, t, n), random(n)]
+    with mock.patch("glomo.kernels.cpu_mixes.as_matrices", return_value=matrices):
+        check_parity(call, tensors)
+    if matrices:
+        check_parity(lambda *a: call(*a, None), tensors[:-1])
 
 
 def test_frozen_graphs_get_the_other_gradients():

@@ -25,15 +25,22 @@ from hypothesis import Phase
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from glomo.kernels import use_backend
+from glomo.kernels import cpu_library, use_backend
+from glomo.kernels.backend import forced_backend
 
 DEVICE = os.environ.get("GLOMO_TEST_DEVICE", "cpu")
 """PyTorch's default device in the tests: with GLOMO_TEST_DEVICE=cuda the same tests run on a GPU."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
 """What every op computes in; Triton's interpreter gets bf16 wrong."""
-IMPLEMENTATIONS = ["reference", "blocked"] + (["triton"] if INTERPRETED or DEVICE != "cpu" else ["cpu"])
+IMPLEMENTATIONS = ["reference", "blocked"]
 """The backends that run here."""
+if INTERPRETED or DEVICE != "cpu":
+    IMPLEMENTATIONS.append("triton")
+elif cpu_library.MISSING is None:
+    IMPLEMENTATIONS.append("cpu")
+WITHOUT_TRITON = [name for name in IMPLEMENTATIONS if name != "triton"]
+"""The same for an op that has no Triton kernels."""
 needs_triton = pytest.mark.skipif(
     "triton" not in IMPLEMENTATIONS, reason="needs a GPU (GLOMO_TEST_DEVICE=cuda) or TRITON_INTERPRET=1"
 )
@@ -67,13 +74,19 @@ def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None = None
 
 
 def check_parity(call: Call, tensors: Sequence[Tensor | None]) -> None:
-    """Holds the automatic (or forced) backend to the fp64 reference on these inputs."""
+    """Holds the forced backend, or else the automatic choice and "blocked", to the fp64 reference on these inputs."""
     wide = [None if t is None else t.double() if t.is_floating_point() else t for t in tensors]
     expected = run(call, wide, "reference")
     eager = run(call, tensors, "reference")
     moved = [run(call, wide, "reference", nudge=True) for _ in range(4)]
-    ours = run(call, tensors, None)
     largest = max(float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0 for t in expected)
+    for backend in [None] if forced_backend() or IMPLEMENTATIONS[-1] != "cpu" else [None, "blocked"]:
+        check_results(run(call, tensors, backend), eager, expected, moved, largest)
+
+
+def check_results(
+    ours: list[Tensor], eager: list[Tensor], expected: list[Tensor], moved: list[list[Tensor]], largest: float
+) -> None:
     for i, (mine, plain, truth, *near) in enumerate(zip(ours, eager, expected, *moved, strict=True)):
         assert mine.shape == truth.shape, f"result {i}: shape {tuple(mine.shape)}, expected {tuple(truth.shape)}"
         assert mine.dtype == plain.dtype, f"result {i}: {mine.dtype}, expected {plain.dtype}"
