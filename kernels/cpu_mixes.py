@@ -86,8 +86,8 @@ def backward(
         for i, gradient in enumerate([*made, sums.total]):
             before = totals[i]
             totals[i] = gradient if before is None else before if gradient is None else before.add_(gradient)
-    inputs = (graphs, query, key, features, weights, chain_weights, bias)
-    return [summed(g, t, features) for g, t in zip(totals, inputs, strict=True)]
+    wanted = (graphs, query, key, features, weights, chain_weights, bias)
+    return [summed(g, t, features) for g, t in zip(totals, wanted, strict=True)]
 
 
 def _passes(
