@@ -101,9 +101,11 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
       const bool none = (block + 1) * kLanes <= reader ||
           (s.active && !s.active[block * ((s.S + kSources - 1) / kSources) + source / kSources]);
       Targets targets;
+      int64_t low = 0;
       if (!none) {
         start(call, s, block, targets);
-        product<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes);
+        low = low_sources(call, targets, source, count);
+        product_of_pairs<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes, low);
       }
       if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) {
         if (g.dbias.data) {
@@ -113,8 +115,11 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         }
         continue;
       }
-      if (need_scores)
-        product<false, kPairs>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes);
+      if (need_scores) {
+        for (int64_t j = low; j < count; j++)
+          for (int64_t l = 0; l < kHalf; l += W) store(products + j * kLanes + l, Vec{});
+        product_of_pairs<false, kPairs>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes, low);
+      }
       if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);
       for (int64_t l = 0; l < targets.lanes; l += W) {
         const Gradient gradient(rows.constants + block * kConstants * kLanes + l);
@@ -139,11 +144,10 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         for (int64_t l = 0; l < kLanes; l++) ones[l] = 1.0f;
         lanes_to_rows(products, ones, g.dbias, targets.first, targets.rows, source, count);
       }
-      const int64_t readers = kPairs ? (targets.rows + 1) / 2 : targets.rows, terms = kPairs ? (count + 1) / 2 : count;
       const int64_t first_row = kPairs ? targets.first / 2 : targets.first;
       if (need_value) {
         if (kPairs) pair_columns(scores, kLanes, count, targets.lanes);
-        product<true, kPairs>(scores, kLanes, 1, rows.dout_rows.data + first_row * rows.dout_rows.row, rows.dout_rows.row, readers, count, F, dvalue, F);
+        product_over_targets<kPairs>(scores, kLanes, 1, rows.dout_rows.data + first_row * rows.dout_rows.row, rows.dout_rows.row, targets.rows, count, F, dvalue, F, low);
       }
       if (g.dquery) {
         float* ds = products;
@@ -151,11 +155,11 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
           ds = pairs;
           pair_rows(products, kLanes, count, targets.lanes, ds);
         }
-        product<true, kPairs>(key_terms.data, key_terms.column, key_terms.row, ds, kLanes, terms, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes);
+        product_over_sources<kPairs>(key_terms.data, key_terms.column, key_terms.row, ds, kLanes, count, call.E, targets.lanes, g.dquery + block * kLanes * call.E, kLanes, low);
       }
       if (need_key) {
         if (kPairs) pair_columns(products, kLanes, count, targets.lanes);
-        product<true, kPairs>(products, kLanes, 1, rows.query_rows.data + first_row * rows.query_rows.row, rows.query_rows.row, readers, count, E, dkey, E);
+        product_over_targets<kPairs>(products, kLanes, 1, rows.query_rows.data + first_row * rows.query_rows.row, rows.query_rows.row, targets.rows, count, E, dkey, E, low);
       }
     }
     if (need_key) write_rows(dkey, E, call.scale, g.dkey, source, count, call.E);

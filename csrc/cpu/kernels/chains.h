@@ -62,7 +62,8 @@ static void link(const Call& call, const Mix& mix, Features& features, const Gra
     if (!g.active[source / kSources]) continue;
     const int64_t columns = least(width, reach(call, mix, source / kSources, level - 1));
     const Floats x = state_tile(call, mix, features, below, source, level - 1);
-    product<true>(x.data, x.column, x.row, g.rows + source * kLanes, kLanes, least(g.last - source, kSources), columns, lanes, to, kLanes);
+    const int64_t count = least(g.last - source, kSources), low = low_sources(call, g.targets, source, count);
+    product_over_sources<false>(x.data, x.column, x.row, g.rows + source * kLanes, kLanes, count, columns, lanes, to, kLanes, low);
   }
   for (int64_t f = 0; f < width; f++)
     for (int64_t l = 0; l < lanes; l += W) store(to + f * kLanes + l, load(to + f * kLanes + l) * load(g.inverse + l));

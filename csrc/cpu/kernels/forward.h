@@ -37,7 +37,8 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
   for (int64_t source = 0; source < last; source += kSources) {
     const int64_t count = least(last - source, kSources);
     const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, floats) : as_floats(s.key, source, count, call.E, floats);
-    product<false, kPairs>(keys.data, keys.row, keys.column, query, kLanes, depth, count, targets.lanes, scores, kLanes);
+    const int64_t low = low_sources(call, targets, source, count);
+    product_of_pairs<false, kPairs>(keys.data, keys.row, keys.column, query, kLanes, depth, count, targets.lanes, scores, kLanes, low);
     const bool found = finish_scores<Rows::kRule>(call, s, targets, source, count, scores, pairs);
     if (s.active) s.active[block * ((s.S + kSources - 1) / kSources) + source / kSources] = found;
     if (!found) continue;
@@ -45,14 +46,13 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
     rows.weigh(count, targets.lanes, scores, call.dropout ? pairs : nullptr, sums, call.F, rounded);
     if (!round) {
       const Floats values = as_floats(s.value, source, count, call.F, floats);
-      product<true>(values.data, values.column, values.row, scores, kLanes, count, call.F, targets.lanes, sums, kLanes);
+      product_over_sources<false>(values.data, values.column, values.row, scores, kLanes, count, call.F, targets.lanes, sums, kLanes, low);
       continue;
     }
     const Floats values = row_pairs(s.value, source, count, call.F, floats);
-    const int64_t words = (count + 1) / 2;
     pair_rows(scores, kLanes, count, targets.lanes, scores);
-    add_pairs(scores, kLanes, words, targets.lanes, rounded);
-    product<true, kPairs>(values.data, values.column, values.row, scores, kLanes, words, call.F, targets.lanes, sums, kLanes);
+    add_pairs(scores, kLanes, (count + 1) / 2, targets.lanes, rounded);
+    product_over_sources<kPairs>(values.data, values.column, values.row, scores, kLanes, count, call.F, targets.lanes, sums, kLanes, low);
   }
   float inverse[kLanes] __attribute__((aligned(64)));
   for (int64_t l = 0; l < kLanes; l++) inverse[l] = rows.inverse(l, round ? rounded : nullptr, call.eps);

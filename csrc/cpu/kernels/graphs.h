@@ -65,7 +65,8 @@ static void read_graph(const Call& call, const Sequence& s, int64_t block, Graph
     const int64_t count = least(g.last - source, kSources);
     const Floats keys = as_floats(s.key, source, count, call.E, g.floats);
     float* scores = g.rows + source * kLanes;
-    product<false>(keys.data, keys.row, keys.column, g.query, kLanes, call.E, count, lanes, scores, kLanes);
+    const int64_t low = low_sources(call, g.targets, source, count);
+    product_of_pairs<false, false>(keys.data, keys.row, keys.column, g.query, kLanes, call.E, count, lanes, scores, kLanes, low);
     const bool found = finish_scores<kRelu2>(call, s, g.targets, source, count, scores, g.pairs);
     g.active[source / kSources] = found;
     if (!found) continue;
@@ -129,13 +130,13 @@ static void graph_gradient(const Call& call, const Sequence& s, const GraphGradi
   for (int64_t i = 0; i < E * kLanes; i += W) store(b.dquery + i, Vec{});
   for (int64_t source = 0; source < g.last; source += kSources) {
     if (!g.active[source / kSources]) continue;
-    const int64_t count = least(g.last - source, kSources);
+    const int64_t count = least(g.last - source, kSources), low = low_sources(call, targets, source, count);
     const float* ds = g.rows + source * kLanes;
     if (to.dquery.data) {
       const Floats keys = as_floats(s.key, source, count, call.E, g.floats);
-      product<true>(keys.data, keys.column, keys.row, ds, kLanes, count, call.E, lanes, b.dquery, kLanes);
+      product_over_sources<false>(keys.data, keys.column, keys.row, ds, kLanes, count, call.E, lanes, b.dquery, kLanes, low);
     }
-    if (to.dkey) product<true>(ds, kLanes, 1, queries.data, queries.row, targets.rows, count, E, to.dkey + source * E, E);
+    if (to.dkey) product_over_targets<false>(ds, kLanes, 1, queries.data, queries.row, targets.rows, count, E, to.dkey + source * E, E, low);
   }
   if (!to.dquery.data) return;
   for (float& x : ones) x = call.scale;

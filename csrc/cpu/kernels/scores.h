@@ -1,6 +1,7 @@
 // From the products of queries and keys to scores, sources along rows and targets along lanes.
 #pragma once
 
+#include "products.h"
 #include "tiles.h"
 
 namespace glomo {
@@ -29,6 +30,13 @@ INLINE int64_t last_source(const Call& call, const Sequence& s, const Targets& t
   if (!call.causal) return s.S;
   const int64_t last = targets.first + targets.rows + call.diagonal;
   return last < 0 ? 0 : least(last, s.S);
+}
+
+// How many of a tile's sources the first kHalf targets read (products.h): an even number, or all.
+INLINE int64_t low_sources(const Call& call, const Targets& targets, int64_t source, int64_t count) {
+  if (!call.causal) return count;
+  const int64_t low = targets.first + kHalf + call.diagonal - source;
+  return low < 0 ? 0 : least(round_up(low, 2), count);
 }
 
 // scores[j][l]: products become scores, rectified for kRelu2; 0, or for kSoftmax -inf, where the pair is not allowed. pairs
