@@ -175,7 +175,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
 
 template <class Gradient>
 static void backward(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
-  if (kHasPairs && s.query.type == kBFloat && !call.dropout) return backward_as<Gradient, kHasPairs>(call, s, g, first, last, scratch);
+  if (kHasPairs && s.query.type == kBFloat) return backward_as<Gradient, kHasPairs>(call, s, g, first, last, scratch);
   backward_as<Gradient, false>(call, s, g, first, last, scratch);
 }
 

@@ -29,8 +29,8 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
   else rows_to_lanes(s.query, targets.first, targets.rows, 0, call.E, query);
   for (int64_t i = 0; i < call.F * kLanes; i += W) store(sums + i, Vec{});
   // With pairs the weights of the second product are rounded to bf16, and divided by their own sum. Not where a gradient may
-  // follow: delta = <dout, out> has to cancel against dP.
-  const bool round = kPairs && !s.residual;
+  // follow, because delta = <dout, out> has to cancel against dP, nor with dropout, which is not in the sum.
+  const bool round = kPairs && !s.residual && !call.dropout;
   float rounded[kLanes] __attribute__((aligned(64))) = {};
   Rows rows;
   const int64_t last = last_source(call, s, targets);
@@ -66,7 +66,7 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
 
 template <class Rows>
 static void forward(const Call& call, const Sequence& s, int64_t block, float* scratch) {
-  if (kHasPairs && s.query.type == kBFloat && !call.dropout) return forward_as<Rows, kHasPairs>(call, s, block, scratch);
+  if (kHasPairs && s.query.type == kBFloat) return forward_as<Rows, kHasPairs>(call, s, block, scratch);
   forward_as<Rows, false>(call, s, block, scratch);
 }
 
