@@ -29,17 +29,24 @@ def gradient_buffer(t: Tensor | None, lead: Sequence[int], need: bool, wide: boo
 
 
 class BiasSums:
-    """For the gradient of a bias: a number for each pair, target or source, as the bias varies; None without a bias."""
+    """For the gradient of a bias: a number for each pair, target or source, as the bias varies; None without a bias.
 
-    def __init__(self, bias: Tensor | None, lead: Sequence[int], rows: int, columns: int, like: Tensor) -> None:
+    With `in_turns` the kernel adds up a bias of all pairs that several batch-heads share; else the sum follows here.
+    """
+
+    def __init__(
+        self, bias: Tensor | None, lead: Sequence[int], rows: int, columns: int, like: Tensor, in_turns: bool = False
+    ) -> None:
         self.outputs: list[Tensor | None] = [None, None, None]  # per pair, per target, per source
         self.total: Tensor | None = None
         if bias is None:
             return
         per_target, per_source = (n == 1 for n in reversed((1, 1, *bias.shape)[-2:]))
         shape = (rows, 1) if per_target else (1, columns) if per_source else (rows, columns)
-        self.total = like.new_zeros(*lead, *shape, dtype=torch.float32)
-        self.outputs[1 if per_target else 2 if per_source else 0] = self.total
+        whole = in_turns and not per_target and not per_source
+        own = (*(1,) * (len(lead) + 2 - bias.dim()), *bias.shape[:-2]) if whole else lead
+        self.total = like.new_zeros(*own, *shape, dtype=torch.float32)
+        self.outputs[1 if per_target else 2 if per_source else 0] = self.total.expand(*lead, *shape)
 
 
 def summed(gradient: Tensor | None, t: Tensor | None, like: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def _gradients(
 ) -> list[Tensor]:
     lead = out.shape[:-2]
     made = [gradient_buffer(t, lead, need) for t, need in zip((query, key, value), needs, strict=False)]
-    sums = BiasSums(bias if needs[3] else None, lead, query.size(-2), key.size(-2), query)
+    sums = BiasSums(bias if needs[3] else None, lead, query.size(-2), key.size(-2), query, in_turns=True)
     torch.ops.glomo_cpu.attention_backward(
         rule, dout, dstatistic, out, statistic, unless_empty(residual), unless_empty(active),
         *with_lead(lead, query, key, value, bias, attn_mask), *options, *made, *sums.outputs, *numbers,

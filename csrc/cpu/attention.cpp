@@ -3,7 +3,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <cmath>
+#include <unordered_map>
 
 #include "host.h"
 
@@ -59,6 +59,19 @@ struct Inputs {
   }
 };
 
+// Batch-heads whose gradient of a bias is one matrix: they take turns.
+std::vector<std::vector<int64_t>> sharing(const Batch& dbias, int64_t heads) {
+  std::vector<std::vector<int64_t>> groups;
+  std::unordered_map<void*, size_t> group;
+  for (int64_t head = 0; head < heads; head++) {
+    void* matrix = dbias.at(head).data;
+    const auto [at, fresh] = group.try_emplace(matrix, groups.size());
+    if (fresh || !matrix) groups.push_back({head});
+    else groups[at->second].push_back(head);
+  }
+  return groups;
+}
+
 }  // namespace
 
 void attention_forward(
@@ -100,14 +113,14 @@ void attention_backward(
     longest = std::max(longest, in.targets.size(i));
     most = std::max(most, blocks_of(in.sources.size(i)));
   }
-  const int64_t parts = ranges(in.heads * count, most);
+  const std::vector<std::vector<int64_t>> groups = sharing(dbiases, in.heads);
+  const int64_t parts = ranges((int64_t)groups.size() * count, most);
   const int64_t block_floats = kLanes * E, part_floats = in.heads * in.blocks() * block_floats;
   const int64_t own = parts == 1 && dquery ? blocks_of(longest) * block_floats : 0;  // dQ of one batch-head
   std::vector<float> shared(parts > 1 && dquery ? parts * part_floats + 16 : 0), row_sums(parts > 1 && dbias_rows ? parts * in.heads * in.rows : 0);
   float* partial = (float*)(((uintptr_t)shared.data() + 63) / 64 * 64);
 
-  for_each(parts * in.heads * count, own + run.backward_scratch(in.call, longest), [&](int64_t item, float* scratch) {
-    const int64_t part = item % parts, head = item / parts % in.heads, i = item / parts / in.heads;
+  const auto backward = [&](int64_t head, int64_t i, int64_t part, float* scratch) {
     const int64_t t = in.targets.first(i), s = in.sources.first(i);
     Sequence sequence = in.sequence(head, i);
     sequence.out = outs.at(head, t);
@@ -133,6 +146,10 @@ void attention_backward(
     if (own)
       for (int64_t b = 0; b < blocks; b++)
         run.finish_query(in.call, dqueries.at(head, t), sequence.T, b, g.dquery, 0, 1, nullptr);
+  };
+  const int64_t problems = (int64_t)groups.size();
+  for_each(parts * problems * count, own + run.backward_scratch(in.call, longest), [&](int64_t item, float* scratch) {
+    for (int64_t head : groups[item / parts % problems]) backward(head, item / parts / problems, item % parts, scratch);
   });
   if (parts == 1) return;
   if (dquery)

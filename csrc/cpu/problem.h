@@ -52,7 +52,7 @@ struct Gradients {
   float* dquery;        // (blocks, E, kLanes), added to: the same for all ranges of a batch-head that run one after the other
   float* dbias_rows;    // (T,), added to
   float* dbias_columns; // (S,), written
-  Matrix dbias;         // (T, S), written
+  Matrix dbias;         // (T, S), added to
 };
 
 // The gradients of one graph. What is not wanted has no data.

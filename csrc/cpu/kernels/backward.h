@@ -107,14 +107,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         low = low_sources(call, targets, source, count);
         product_of_pairs<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes, low);
       }
-      if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) {
-        if (g.dbias.data) {
-          const int64_t end = least(s.T, (block + 1) * kLanes);
-          for (int64_t t = block * kLanes; t < end; t++)
-            for (int64_t j = source; j < source + count; j++) set_element(g.dbias, t, j, 0.0f);
-        }
-        continue;
-      }
+      if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) continue;
       if (need_scores) {
         for (int64_t j = low; j < count; j++)
           for (int64_t l = 0; l < kHalf; l += W) store(products + j * kLanes + l, Vec{});
@@ -139,11 +132,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         if (g.dbias_rows)
           for (int64_t i = 0; i < least(targets.rows - l, W); i++) g.dbias_rows[targets.first + l + i] += sum[i];
       }
-      if (g.dbias.data) {
-        float ones[kLanes] __attribute__((aligned(64)));
-        for (int64_t l = 0; l < kLanes; l++) ones[l] = 1.0f;
-        lanes_to_rows(products, ones, g.dbias, targets.first, targets.rows, source, count);
-      }
+      if (g.dbias.data) add_lanes_to_rows(products, g.dbias, targets.first, targets.rows, source, count);
       const int64_t first_row = kPairs ? targets.first / 2 : targets.first;
       if (need_value) {
         if (kPairs) pair_columns(scores, kLanes, count, targets.lanes);

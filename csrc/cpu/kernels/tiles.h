@@ -77,6 +77,18 @@ static void lanes_to_rows(const float* from, const float* factor, const Matrix& 
     }
 }
 
+// m(i + l, j + c) += from[c][l], m of floats in rows.
+static void add_lanes_to_rows(const float* from, const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns) {
+  for (int64_t l = 0; l < rows; l += W)
+    for (int64_t c = 0; c < columns; c += W) {
+      Vec x[W];
+      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) : Vec{};
+      transpose(x);
+      for (int64_t r = 0; r < least(rows - l, W); r++)
+        store_some(m, i + l + r, j + c, columns - c, load_some(m, i + l + r, j + c, columns - c) + x[r]);
+    }
+}
+
 // Rows i .. i + rows of m as floats: where they lie, or copied to scratch. Every number is read by itself, so that floats
 // may stay where they are whatever their strides.
 struct Floats {
