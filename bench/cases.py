@@ -78,15 +78,15 @@ def quick() -> list[Case]:
     mix = Case("graph_mix", batch=4, layers=3, heads=8, length=200, value_dim=300)
     return [
         *both_passes(step, *lengths),
-        replace(short, dtype="bf16"),
+        *both_passes(*(replace(c, dtype="bf16") for c in lengths)),
         *(replace(long, causal=False, clusters=c) for c in (1, 4, 16)),
         *both_passes(*(replace(c, op="attention") for c in lengths)),
-        replace(short, op="attention", dtype="bf16"),
+        *both_passes(*(replace(c, op="attention", dtype="bf16") for c in lengths)),
         *both_passes(replace(short, op="relu2_affinity")),
         *(c for op in VARLEN for c in both_passes(replace(short, op=op, length=256))),
         *both_passes(replace(mix, chains=True)),
         *both_passes(replace(mix, op="relu2_graph_mix")),
-        replace(mix, op="relu2_graph_mix", layers=6, length=400, chains=True),
+        *both_passes(replace(mix, op="relu2_graph_mix", layers=6, length=400, chains=True)),
         Case("pretrain_step", batch=8, heads=8, length=200, layers=3, backward=True),
     ]
 

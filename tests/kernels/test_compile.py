@@ -151,9 +151,9 @@ SAMPLES = {
     ),
 }
 if not INTERPRETED and DEVICE == "cpu" and cpu_library.MISSING is None:
-    for op in ("relu2_attention", "relu2_attention_varlen"):
-        sample = SAMPLES[f"{op}_blocked"]
-        SAMPLES[f"{op}_cpu"] = lambda *tensors, sample=sample: (*sample(*tensors), True)
+    for name, sample in list(SAMPLES.items()):
+        saves = (True,) if "attention" in name else ()  # whether a backward pass may follow
+        SAMPLES[name.replace("blocked", "cpu")] = lambda *tensors, s=sample, more=saves: (*s(*tensors), *more)
 if INTERPRETED or DEVICE == "cuda":
     ours = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
     on_triton = {f"{op}_triton": SAMPLES[f"{op}_blocked"] for op in ours}
