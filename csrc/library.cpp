@@ -10,10 +10,10 @@ STABLE_TORCH_LIBRARY(glomo_cpu, m) {
   m.def(
       "attention_forward(int rule, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, Tensor? seed, "
       "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor(a!) out, Tensor(b!) statistic, Tensor(c!)? residual, "
-      "Tensor(d!)? active, float dropout_p, int? diagonal, float scale, float eps) -> ()");
+      "Tensor(d!)? active, Tensor(e!)? correction, float dropout_p, int? diagonal, float scale, float eps) -> ()");
   m.def(
       "attention_backward(int rule, Tensor dout, Tensor dstatistic, Tensor out, Tensor statistic, Tensor? residual, "
-      "Tensor? active, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, Tensor? seed, "
+      "Tensor? active, Tensor? correction, Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? attn_mask, Tensor? seed, "
       "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor(a!)? dquery, Tensor(b!)? dkey, Tensor(c!)? dvalue, "
       "Tensor(d!)? dbias, Tensor(e!)? dbias_rows, Tensor(f!)? dbias_columns, float dropout_p, int? diagonal, "
       "float scale, float eps) -> ()");

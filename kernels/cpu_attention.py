@@ -39,13 +39,16 @@ def fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor,
     out, statistic = fake_rows(query, key, value)
     lead, save = out.shape[:-2], rest[-1]
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
-    return out, statistic, residual, query.new_empty(active_shape(lead, query, key, save), dtype=torch.int8)
+    active = query.new_empty(active_shape(lead, query, key, save), dtype=torch.int8)
+    return out, statistic, residual, active, statistic.new_empty(statistic.shape if save else (0,))
 
 
 def fake_packed(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Shapes of packed_forward's outputs."""
-    shape = residual_shape(query.shape[1:-1], query, value, query.size(0), rest[-1])
-    return *fake_packed_rows(query, key, value), query.new_empty(shape, dtype=torch.float32)
+    out, statistic = fake_packed_rows(query, key, value)
+    lead, save = query.shape[1:-1], rest[-1]
+    residual = query.new_empty(residual_shape(lead, query, value, query.size(0), save), dtype=torch.float32)
+    return out, statistic, residual, statistic.new_empty((*lead, query.size(0)) if save else (0,))
 
 
 def forward(
@@ -58,18 +61,20 @@ def forward(
     seed: Tensor | None,
     numbers: Numbers,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, Z or lse, residual, active tiles); save: whether a backward pass may follow, which the last two are for."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out, Z or lse, residual, active tiles, what lse lost by rounding); save: whether a backward pass may follow,
+    which the last three are for."""
     lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     statistic = query.new_empty(out.shape[:-1], dtype=torch.float32)
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)
+    correction = statistic.new_empty(statistic.shape if save and rule == SOFTMAX else (0,))
     torch.ops.glomo_cpu.attention_forward(
         rule, *with_lead(lead, query, key, value, bias, attn_mask), seed, None, None, out, statistic,
-        unless_empty(residual), unless_empty(active), *numbers,
+        unless_empty(residual), unless_empty(active), unless_empty(correction), *numbers,
     )  # fmt: skip
-    return out, statistic, residual, active
+    return out, statistic, residual, active, correction
 
 
 def backward(
@@ -86,9 +91,9 @@ def backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    (dout, dstatistic), (out, statistic, residual, active) = grad_outputs, outputs
+    (dout, dstatistic), (out, statistic, residual, active, *correction) = grad_outputs, outputs
     return _gradients(
-        rule, dout, dstatistic, out, statistic, residual, active, query, key, value, bias, attn_mask,
+        rule, dout, dstatistic, out, statistic, (residual, active, *correction), query, key, value, bias, attn_mask,
         (seed, None, None), numbers, needs,
     )  # fmt: skip
 
@@ -104,19 +109,20 @@ def packed_forward(
     seed: Tensor | None,
     numbers: Numbers,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between broadcasts.
-    bias (total_q or 1, total_k or 1, ...). Returns (out, Z or lse, residual)."""
+    bias (total_q or 1, total_k or 1, ...). Returns (out, Z or lse, residual, what lse lost by rounding)."""
     lead = query.shape[1:-1]
     out = query.new_zeros(*query.shape[:-1], value.size(-1))  # rows of no sequence stay 0
     statistic = query.new_zeros(query.shape[:-1], dtype=torch.float32)
     inputs = with_lead(lead, query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None)
     residual = query.new_zeros(residual_shape(lead, query, value, query.size(0), save), dtype=torch.float32)
+    correction = statistic.new_zeros((*lead, query.size(0)) if save and rule == SOFTMAX else (0,))
     torch.ops.glomo_cpu.attention_forward(
         rule, *inputs, seed, cu_seqlens_q, cu_seqlens_k, out.movedim(0, -2), statistic.movedim(0, -1),
-        unless_empty(residual), None, *numbers,
+        unless_empty(residual), None, unless_empty(correction), *numbers,
     )  # fmt: skip
-    return out, statistic, residual
+    return out, statistic, residual, correction
 
 
 def packed_backward(
@@ -134,12 +140,12 @@ def packed_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
-    (dout, dstatistic), (out, statistic, residual) = grad_outputs, outputs
+    (dout, dstatistic), (out, statistic, residual, *correction) = grad_outputs, outputs
     options = (seed, cu_seqlens_q, cu_seqlens_k)
     gradients = _gradients(
-        rule, dout.movedim(0, -2), dstatistic.movedim(0, -1), out.movedim(0, -2), statistic.movedim(0, -1), residual,
-        residual.new_empty(0), query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), _pairs(bias), None,
-        options, numbers, needs,
+        rule, dout.movedim(0, -2), dstatistic.movedim(0, -1), out.movedim(0, -2), statistic.movedim(0, -1),
+        (residual, residual.new_empty(0), *correction), query.movedim(0, -2), key.movedim(0, -2),
+        value.movedim(0, -2), _pairs(bias), None, options, numbers, needs,
     )  # fmt: skip
     back = [((-2,), (0,))] * 3 + [((-2, -1), (0, 1))]
     return [g.movedim(*m).contiguous() if need else g for g, m, need in zip(gradients, back, needs, strict=True)]
@@ -156,8 +162,7 @@ def _gradients(
     dstatistic: Tensor,
     out: Tensor,
     statistic: Tensor,
-    residual: Tensor,
-    active: Tensor,
+    saved: tuple[Tensor, ...],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -171,7 +176,7 @@ def _gradients(
     made = [gradient_buffer(t, lead, need) for t, need in zip((query, key, value), needs, strict=False)]
     sums = BiasSums(bias if needs[3] else None, lead, query.size(-2), key.size(-2), query, in_turns=True)
     torch.ops.glomo_cpu.attention_backward(
-        rule, dout, dstatistic, out, statistic, unless_empty(residual), unless_empty(active),
+        rule, dout, dstatistic, out, statistic, *(*map(unless_empty, saved), None)[:3],
         *with_lead(lead, query, key, value, bias, attn_mask), *options, *made, *sums.outputs, *numbers,
     )  # fmt: skip
     return [

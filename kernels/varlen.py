@@ -170,13 +170,13 @@ def check_varlen(
 
 
 def varlen_bias(bias: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-    """Canonical form (total_q or 1, total_k or 1, H) of a bias (), (H,), (total_q, H), (total_k, H),
+    """Canonical form (total_q or 1, total_k or 1, H or 1) of a bias (), (H,), (total_q, H), (total_k, H),
     (total_q, 1, H) or (1, total_k, H). Where total_q = total_k, a 2-D bias is per target."""
     if bias is None:
         return None
     total_q, heads, total_k = query.size(0), query.size(1), key.size(0)
     if bias.dim() == 0:
-        return bias.expand(1, 1, heads)
+        return bias[None, None, None]
     if bias.shape == (heads,):
         return bias[None, None]
     if bias.shape == (total_q, heads):
@@ -198,5 +198,5 @@ def split_heads(
     """Grouped heads as broadcasting: query (total_q, Hk, H / Hk, E), key and value (total_k, Hk, 1, ...)."""
     groups = (key.size(1), query.size(1) // key.size(1))
     if bias is not None:
-        bias = bias.unflatten(-1, groups)
+        bias = bias[..., None] if bias.size(-1) == 1 else bias.unflatten(-1, groups)
     return query.unflatten(1, groups), key.unsqueeze(2), value.unsqueeze(2), bias

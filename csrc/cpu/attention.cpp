@@ -44,9 +44,14 @@ struct Inputs {
   // The sequence that a block of targets belongs to.
   int64_t sequence_of(int64_t block) const { return std::upper_bound(begin.begin(), begin.end(), block) - begin.begin() - 1; }
 
-  Sequence sequence(int64_t head, int64_t i) const {
+  Sequence sequence(
+      int64_t head, int64_t i, const std::optional<Tensor>& residual, const std::optional<Tensor>& active,
+      const std::optional<Tensor>& correction) const {
     const int64_t t = targets.first(i), s = sources.first(i);
     Sequence sequence{};
+    if (residual) sequence.residual = (float*)residual->data_ptr() + (head * rows + t) * call.F;
+    if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(rows) * blocks_of(columns);
+    if (correction) sequence.correction = (float*)correction->data_ptr() + head * rows + t;
     sequence.T = targets.size(i);
     sequence.S = sources.size(i);
     sequence.index = (uint64_t)(i * heads + head);
@@ -59,17 +64,17 @@ struct Inputs {
   }
 };
 
-// Batch-heads whose gradient of a bias is one matrix: they take turns.
-std::vector<std::vector<int64_t>> sharing(const Batch& dbias, int64_t heads) {
-  std::vector<std::vector<int64_t>> groups;
-  std::unordered_map<void*, size_t> group;
+// Batch-heads whose gradient of a bias is one matrix take turns, one after the other: the heads of each turn.
+std::vector<std::vector<int64_t>> turns_of(const Batch& dbias, int64_t heads) {
+  std::vector<std::vector<int64_t>> turns(1);
+  std::unordered_map<void*, size_t> before;
   for (int64_t head = 0; head < heads; head++) {
     void* matrix = dbias.at(head).data;
-    const auto [at, fresh] = group.try_emplace(matrix, groups.size());
-    if (fresh || !matrix) groups.push_back({head});
-    else groups[at->second].push_back(head);
+    const size_t turn = matrix ? before[matrix]++ : 0;
+    if (turn == turns.size()) turns.emplace_back();
+    turns[turn].push_back(head);
   }
-  return groups;
+  return turns;
 }
 
 }  // namespace
@@ -77,7 +82,8 @@ std::vector<std::vector<int64_t>> sharing(const Batch& dbias, int64_t heads) {
 void attention_forward(
     int64_t rule, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias, std::optional<Tensor> attn_mask,
     std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> cu_seqlens_k, Tensor out,
-    Tensor statistic, std::optional<Tensor> residual, std::optional<Tensor> active, double dropout_p,
+    Tensor statistic, std::optional<Tensor> residual, std::optional<Tensor> active,
+    std::optional<Tensor> correction, double dropout_p,
     std::optional<int64_t> diagonal, double scale, double eps) {
   const Kernels& run = kernels();
   STD_TORCH_CHECK(rule == kRelu2 || rule == kSoftmax, "There is no rule ", rule, ".");
@@ -86,18 +92,16 @@ void attention_forward(
   for_each(in.heads * in.blocks(), run.forward_scratch(in.call), [&](int64_t item, float* scratch) {
     const int64_t head = item / in.blocks(), block = in.blocks() - 1 - item % in.blocks();  // causal: the longest first
     const int64_t i = in.sequence_of(block), t = in.targets.first(i);
-    Sequence sequence = in.sequence(head, i);
+    Sequence sequence = in.sequence(head, i, residual, active, correction);
     sequence.out = outs.at(head, t);
     sequence.statistic = statistics.at(head, t);
-    if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
-    if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
     run.forward[rule](in.call, sequence, block - in.begin[i], scratch);
   });
 }
 
 void attention_backward(
     int64_t rule, Tensor dout, Tensor dstatistic, Tensor out, Tensor statistic, std::optional<Tensor> residual,
-    std::optional<Tensor> active, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
+    std::optional<Tensor> active, std::optional<Tensor> correction, Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
     std::optional<Tensor> attn_mask, std::optional<Tensor> seed, std::optional<Tensor> cu_seqlens_q,
     std::optional<Tensor> cu_seqlens_k, std::optional<Tensor> dquery, std::optional<Tensor> dkey, std::optional<Tensor> dvalue,
     std::optional<Tensor> dbias, std::optional<Tensor> dbias_rows, std::optional<Tensor> dbias_columns, double dropout_p,
@@ -113,52 +117,49 @@ void attention_backward(
     longest = std::max(longest, in.targets.size(i));
     most = std::max(most, blocks_of(in.sources.size(i)));
   }
-  const std::vector<std::vector<int64_t>> groups = sharing(dbiases, in.heads);
-  const int64_t parts = ranges((int64_t)groups.size() * count, most);
-  const int64_t block_floats = kLanes * E, part_floats = in.heads * in.blocks() * block_floats;
+  const std::vector<std::vector<int64_t>> turns = turns_of(dbiases, in.heads);
+  const int64_t heads = (int64_t)turns[0].size(), parts = ranges(heads * count, most);
+  const int64_t block_floats = kLanes * E, part_floats = heads * in.blocks() * block_floats;
   const int64_t own = parts == 1 && dquery ? blocks_of(longest) * block_floats : 0;  // dQ of one batch-head
-  std::vector<float> shared(parts > 1 && dquery ? parts * part_floats + 16 : 0), row_sums(parts > 1 && dbias_rows ? parts * in.heads * in.rows : 0);
-  float* partial = (float*)(((uintptr_t)shared.data() + 63) / 64 * 64);
+  const Aligned partial(parts > 1 && dquery ? parts * part_floats : 0);
+  std::vector<float> row_sums(parts > 1 && dbias_rows ? parts * in.heads * in.rows : 0);
 
-  const auto backward = [&](int64_t head, int64_t i, int64_t part, float* scratch) {
-    const int64_t t = in.targets.first(i), s = in.sources.first(i);
-    Sequence sequence = in.sequence(head, i);
-    sequence.out = outs.at(head, t);
-    sequence.statistic = statistics.at(head, t);
-    if (residual) sequence.residual = (float*)residual->data_ptr() + (head * in.rows + t) * in.call.F;
-    if (active) sequence.active = (int8_t*)active->data_ptr() + head * blocks_of(in.rows) * blocks_of(in.columns);
-    Gradients g{};
-    g.dout = douts.at(head, t);
-    g.dstatistic = dstatistics.at(head, t);
-    g.dkey = dkeys.at(head, s);
-    g.dvalue = dvalues.at(head, s);
-    g.dbias = dbiases.at(head, t, s);
-    const int64_t blocks = blocks_of(sequence.T);
-    if (dquery) {
-      g.dquery = parts > 1 ? partial + part * part_floats + (head * in.blocks() + in.begin[i]) * block_floats : scratch;
-      if (parts == 1) std::fill(scratch, scratch + blocks * block_floats, 0.0f);
-    }
-    if (dbias_rows) g.dbias_rows = (parts > 1 ? row_sums.data() + part * in.heads * in.rows : (float*)dbias_rows->data_ptr()) + head * in.rows + t;
-    if (dbias_columns) g.dbias_columns = (float*)dbias_columns->data_ptr() + head * in.columns + s;
-    const int64_t tiles = blocks_of(sequence.S);
-    const int64_t first = tiles * part / parts * kSources, last = std::min(tiles * (part + 1) / parts * kSources, sequence.S);
-    run.backward[rule](in.call, sequence, g, first, last, scratch + own);
-    if (own)
-      for (int64_t b = 0; b < blocks; b++)
-        run.finish_query(in.call, dqueries.at(head, t), sequence.T, b, g.dquery, 0, 1, nullptr);
-  };
-  const int64_t problems = (int64_t)groups.size();
-  for_each(parts * problems * count, own + run.backward_scratch(in.call, longest), [&](int64_t item, float* scratch) {
-    for (int64_t head : groups[item / parts % problems]) backward(head, item / parts / problems, item % parts, scratch);
-  });
-  if (parts == 1) return;
-  if (dquery)
-    for_each(in.heads * in.blocks(), block_floats, [&](int64_t item, float* scratch) {
-      const int64_t head = item / in.blocks(), block = item % in.blocks(), i = in.sequence_of(block);
-      const float* first = partial + (head * in.blocks() + in.begin[i]) * block_floats;
-      run.finish_query(in.call, dqueries.at(head, in.targets.first(i)), in.targets.size(i), block - in.begin[i], first, part_floats, parts, scratch);
+  for (const std::vector<int64_t>& turn : turns) {
+    const int64_t taking = (int64_t)turn.size();
+    for_each(parts * taking * count, own + run.backward_scratch(in.call, longest), [&](int64_t item, float* scratch) {
+      const int64_t part = item % parts, place = item / parts % taking, i = item / parts / taking, head = turn[place];
+      const int64_t t = in.targets.first(i), s = in.sources.first(i);
+      Sequence sequence = in.sequence(head, i, residual, active, correction);
+      sequence.out = outs.at(head, t);
+      sequence.statistic = statistics.at(head, t);
+      Gradients g{};
+      g.dout = douts.at(head, t);
+      g.dstatistic = dstatistics.at(head, t);
+      g.dkey = dkeys.at(head, s);
+      g.dvalue = dvalues.at(head, s);
+      g.dbias = dbiases.at(head, t, s);
+      const int64_t blocks = blocks_of(sequence.T);
+      if (dquery) {
+        g.dquery = parts > 1 ? partial.data() + part * part_floats + (place * in.blocks() + in.begin[i]) * block_floats : scratch;
+        std::fill(g.dquery, g.dquery + blocks * block_floats, 0.0f);
+      }
+      if (dbias_rows) g.dbias_rows = (parts > 1 ? row_sums.data() + part * in.heads * in.rows : (float*)dbias_rows->data_ptr()) + head * in.rows + t;
+      if (dbias_columns) g.dbias_columns = (float*)dbias_columns->data_ptr() + head * in.columns + s;
+      const int64_t tiles = blocks_of(sequence.S);
+      const int64_t first = tiles * part / parts * kSources, last = std::min(tiles * (part + 1) / parts * kSources, sequence.S);
+      run.backward[rule](in.call, sequence, g, first, last, scratch + own);
+      if (own)
+        for (int64_t b = 0; b < blocks; b++)
+          run.finish_query(in.call, dqueries.at(head, t), sequence.T, b, g.dquery, 0, 1, nullptr);
     });
-  if (dbias_rows) {
+    if (parts > 1 && dquery)
+      for_each(taking * in.blocks(), block_floats, [&](int64_t item, float* scratch) {
+        const int64_t place = item / in.blocks(), block = item % in.blocks(), i = in.sequence_of(block);
+        const float* first = partial.data() + (place * in.blocks() + in.begin[i]) * block_floats;
+        run.finish_query(in.call, dqueries.at(turn[place], in.targets.first(i)), in.targets.size(i), block - in.begin[i], first, part_floats, parts, scratch);
+      });
+  }
+  if (parts > 1 && dbias_rows) {
     float* to = (float*)dbias_rows->data_ptr();
     for (int64_t p = 0; p < parts; p++)
       for (int64_t i = 0; i < in.heads * in.rows; i++) to[i] += row_sums[p * in.heads * in.rows + i];

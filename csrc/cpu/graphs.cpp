@@ -2,7 +2,6 @@
 #include "graphs.h"
 
 #include <algorithm>
-#include <memory>
 
 #include "host.h"
 
@@ -11,8 +10,6 @@ namespace glomo {
 namespace {
 
 constexpr int64_t kTogether = 16;  // ranges of heads at a time, over all batch items: each keeps sums of its own
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // What adds up over the targets of a batch item, in scratch: the gradients of N keys, of a bias per source, of the features.
 struct Sums {
@@ -112,25 +109,28 @@ int64_t graphs_of(const std::optional<Tensor>& weights, const std::optional<Tens
 // One batch item of a mix, as the kernels take it.
 struct Item {
   std::vector<Sequence> graphs;
-  std::vector<Matrix> weights, chain_weights, out;
+  std::vector<Matrix> weights, chain_weights, results;
   Mix mix;
+
+  Item() = default;
+  Item(Item&&) = default;  // and no copy: mix points into the vectors
 };
 
 struct Mixes {
   Graphs in;
-  Batch features, weights, chain_weights, out;  // out: or dout
+  Batch features, weights, chain_weights, results;
   int64_t M, heads;
   bool chains, matrices;
 
   Mixes(
       Graphs graphs, const Tensor& features_, const std::optional<Tensor>& weights_, const std::optional<Tensor>& chain_weights_,
-      const Tensor& out_, int64_t heads, bool matrices)
+      const Tensor& results_, int64_t heads, bool matrices)
       : in(std::move(graphs)),
         features(features_),
         weights(weights_),
         chain_weights(chain_weights_),
-        out(out_),
-        M(out_.size(0)),
+        results(results_),
+        M(results_.size(0)),
         heads(heads),
         chains(chain_weights_.has_value()),
         matrices(matrices) {}
@@ -142,13 +142,13 @@ struct Mixes {
   }
 
   Item item(int64_t i) const {
-    Item item;
+    Item item{};
     for (int64_t n = 0; n < in.N; n++) item.graphs.push_back(in.sequence(i * in.N + n));
     if (weights.present()) item.weights = of_mixtures(weights, i);
     if (chains) item.chain_weights = of_mixtures(chain_weights, i);
-    item.out = of_mixtures(out, i);
+    item.results = of_mixtures(results, i);
     item.mix = {in.N, heads, M, in.T, in.S, matrices, item.graphs.data(), weights.present() ? item.weights.data() : nullptr,
-                chains ? item.chain_weights.data() : nullptr, features.at(i), item.out.data(), item.out.data()};
+                chains ? item.chain_weights.data() : nullptr, features.at(i), item.results.data()};
     return item;
   }
 
@@ -160,16 +160,7 @@ struct Mixes {
 struct Together {
   int64_t items, ranges;
   Together(int64_t batch, int64_t heads)
-      : items(std::min(batch, kTogether)), ranges(std::min(heads, (kTogether + items - 1) / std::max<int64_t>(items, 1))) {}
-};
-
-class Aligned {  // floats that nobody has written yet
- public:
-  explicit Aligned(int64_t floats) : memory_(new float[floats + 16]) {}
-  float* data() const { return (float*)(((uintptr_t)memory_.get() + 63) / 64 * 64); }
-
- private:
-  std::unique_ptr<float[]> memory_;
+      : items(std::min(batch, kTogether)), ranges(std::min(heads, kTogether / std::max<int64_t>(items, 1))) {}
 };
 
 }  // namespace
@@ -266,6 +257,9 @@ void mix_backward(
     std::vector<GraphGradients> graphs;
     std::vector<Matrix> weights, chains;
     MixGradients gradients;
+
+    Outputs() = default;
+    Outputs(Outputs&&) = default;
   };
   const auto outputs = [&](int64_t item, const Sums& sums, float* base) {
     Outputs o;

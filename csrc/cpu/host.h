@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,8 +56,6 @@ class Packing {
   std::vector<int64_t> ends_;
 };
 
-inline int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
-
 // Number of matrices, or rows, in a tensor's leading dimensions: all but the last `tail`.
 int64_t leading(const Tensor& t, int64_t tail);
 
@@ -69,6 +68,16 @@ void drop(Call& call, const std::optional<Tensor>& seed, double dropout_p);
 // Into how many ranges each of few problems is cut so that all threads have work: by their number alone, because the result
 // must not depend on the threads. A problem of `most` blocks cannot be cut further.
 int64_t ranges(int64_t problems, int64_t most);
+
+// Floats from the start of a cache line on, which nobody has written yet.
+class Aligned {
+ public:
+  explicit Aligned(int64_t floats) : memory_(new float[floats + 16]) {}
+  float* data() const { return (float*)(((uintptr_t)memory_.get() + 63) / 64 * 64); }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+};
 
 // work(item, scratch) for every item, the first ones first, on all threads of PyTorch's pool; scratch is of `floats`
 // floats, one for each thread. What an item computes must not depend on the thread.

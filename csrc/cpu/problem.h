@@ -8,6 +8,11 @@ namespace glomo {
 constexpr int64_t kLanes = 64;    // targets that a kernel takes at a time, side by side in vector lanes
 constexpr int64_t kSources = 64;  // sources of a tile
 
+// Of this file alone wherever it is included, so that no file runs another one's instructions.
+#define GLOMO_INLINE static inline __attribute__((always_inline))
+GLOMO_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+GLOMO_INLINE int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
+
 enum Type : int32_t { kFloat, kHalf, kBFloat, kBool };
 
 // Elements of a matrix (rows, columns) at data[row * i + column * j]; a stride of 0 broadcasts.
@@ -41,6 +46,7 @@ struct Sequence {
   Matrix query, key, value, bias, mask;
   Matrix out, statistic;   // statistic: one column, Z or lse
   float* residual;         // (T, F): what out lost by rounding, or null
+  float* correction;       // (T,): what lse lost by rounding, or null
   int8_t* active;          // (blocks of targets, tiles of sources): whether any pair counts, or null
   Matrix graph;            // (T, S), given instead of queries and keys, or null
 };
@@ -71,7 +77,7 @@ struct Mix {
   const Sequence* graphs;     // N
   const Matrix *weights, *chain_weights;  // M each, (T, N), or null
   Matrix features;            // (S, F)
-  const Matrix *out, *dout;   // M each, (T, F)
+  const Matrix* results;      // M, (T, F): out, which is written, or its gradient, which is read
 };
 
 struct MixGradients {

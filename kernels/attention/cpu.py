@@ -25,8 +25,8 @@ def attention_forward(
     diagonal: int | None,
     scale: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(out, lse, residual, active tiles): cpu_attention.forward."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(out, lse, residual, active tiles, correction): cpu_attention.forward."""
     numbers = dropout_p, diagonal, scale, 0.0
     return cpu_attention.forward(SOFTMAX, query, key, value, *bias_and_mask(attn_mask), seed, numbers, save)
 
@@ -62,8 +62,8 @@ def attention_varlen_forward(
     diagonal: int | None,
     scale: float,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, lse, residual): cpu_attention.packed_forward."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out, lse, residual, correction): cpu_attention.packed_forward."""
     arguments = query, key, value, cu_seqlens_q, cu_seqlens_k, None, seed, (dropout_p, diagonal, scale, 0.0)
     return cpu_attention.packed_forward(SOFTMAX, *arguments, save)
 

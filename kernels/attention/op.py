@@ -36,7 +36,7 @@ _cpu = differentiable_op(
     cpu.attention_backward,
     cpu_attention.fake,
     differentiable=("query", "key", "value", "attn_mask"),
-    saved_outputs=2,
+    saved_outputs=3,
 )
 
 _blocked_varlen = differentiable_op(
@@ -53,7 +53,7 @@ _cpu_varlen = differentiable_op(
     cpu.attention_varlen_backward,
     cpu_attention.fake_packed,
     differentiable=("query", "key", "value"),
-    saved_outputs=1,
+    saved_outputs=2,
 )
 
 _BACKENDS = {"reference": reference.attention, "blocked": _blocked, "cpu": saving(_cpu)}

@@ -135,7 +135,8 @@ def graph_mix(
         Lambda[1, h] = A[1, h],   Lambda[l, h] = A[l, h] Lambda[l-1, h]      (matrix products, within a head)
         out = sum_n weights[n] A[n] F + sum_n chain_weights[n] Lambda[n] F
 
-    No product of two graphs is formed: Lambda[l, h] F = A[l, h] (Lambda[l-1, h] F).
+    Running products are formed as matrices only where that is cheaper, on the CPU for short sequences; else they are
+    products with the features, Lambda[l, h] F = A[l, h] (Lambda[l-1, h] F).
 
     Args:
         graphs: (..., N, T, S), N = layers * num_heads, layer-major; row t holds the weights of target t.

@@ -23,7 +23,7 @@ def relu2_attention_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out, Z, residual, active tiles): cpu_attention.forward."""
     numbers = dropout_p, diagonal, scale, eps
-    return cpu_attention.forward(RELU2, query, key, value, bias, attn_mask, seed, numbers, save)
+    return cpu_attention.forward(RELU2, query, key, value, bias, attn_mask, seed, numbers, save)[:4]
 
 
 def relu2_attention_backward(
@@ -64,7 +64,7 @@ def relu2_attention_varlen_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, Z, residual): cpu_attention.packed_forward."""
     arguments = query, key, value, cu_seqlens_q, cu_seqlens_k, bias, seed, (dropout_p, diagonal, scale, eps)
-    return cpu_attention.packed_forward(RELU2, *arguments, save)
+    return cpu_attention.packed_forward(RELU2, *arguments, save)[:3]
 
 
 def relu2_attention_varlen_backward(

@@ -55,7 +55,7 @@ _cpu = differentiable_op(
     "relu2_attention_cpu",
     cpu.relu2_attention_forward,
     cpu.relu2_attention_backward,
-    cpu_attention.fake,
+    lambda *inputs: cpu_attention.fake(*inputs)[:4],
     differentiable=("query", "key", "value", "bias"),
     saved_outputs=2,
 )
@@ -65,7 +65,7 @@ _cpu_varlen = differentiable_op(
     "relu2_attention_varlen_cpu",
     cpu.relu2_attention_varlen_forward,
     cpu.relu2_attention_varlen_backward,
-    cpu_attention.fake_packed,
+    lambda *inputs: cpu_attention.fake_packed(*inputs)[:3],
     differentiable=("query", "key", "value", "bias"),
     saved_outputs=1,
 )

@@ -64,13 +64,16 @@ def relu2_graph_mix(
     scale: float = 1.0,
     eps: float = EPS,
 ) -> Tensor | tuple[Tensor, ...]:
-    """:func:`glomo.graph_mix` of the graphs of :func:`glomo.relu2_affinity`, which are never in memory.
+    """:func:`glomo.graph_mix` of the graphs of :func:`glomo.relu2_affinity`, which are computed where they are needed.
 
     .. code-block:: text
 
         A[n] = relu2_affinity(query[n], key[n], bias[n], ...)
         Lambda[1, h] = A[1, h],   Lambda[l, h] = A[l, h] Lambda[l-1, h]      (matrix products, within a head)
         out = sum_n weights[n] A[n] F + sum_n chain_weights[n] Lambda[n] F
+
+    Memory grows with T, not with T squared. With chains the C++ kernels keep a few matrices T x S per thread and mixture
+    where T is 1024 at most and that is faster than to keep products with the features.
 
     Args:
         query: (..., N, T, E), N = layers * num_heads, layer-major; floating point, any strides.

@@ -108,6 +108,21 @@ def test_lse_is_the_log_of_the_sum_of_exponentials():
     torch.testing.assert_close(lse, (query @ key.mT / 2).logsumexp(-1))
 
 
+@pytest.mark.parametrize("backend", WITHOUT_TRITON[1:])
+@pytest.mark.parametrize("offset", [-1e4, -1e7, -1e9, torch.finfo(torch.float32).min])
+def test_gradients_of_rows_with_a_large_lse(backend, offset):
+    """lse absorbs the log of the sum there: weights made from it alone would not add up to 1, by a factor of 40."""
+    tensors = [random(2, 40, 16) for _ in range(3)]
+    results = []
+    for name in (backend, "reference"):
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        with use_backend(name):
+            out = glomo.attention(*inputs, torch.tensor(offset))
+        results.append(torch.autograd.grad(out.square().sum(), inputs))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_gradcheck_of_the_reference():
     tensors = [t.double().requires_grad_() for t in (random(2, 4, 3), random(2, 5, 3), random(2, 5, 2), random(4, 5))]
     with use_backend("reference"):

@@ -196,6 +196,14 @@ def test_empty_sizes(empty):
     check_parity(lambda *inputs: list(call(*inputs)), [random(*shape) for shape in shapes])
 
 
+def test_sums_whose_inverse_overflows():
+    query, key = torch.full((2, 70, 1), 1e-20), torch.ones(2, 70, 1)
+    expected = torch.full((2, 70, 70), 1 / 70)
+    torch.testing.assert_close(glomo.relu2_affinity(query, key, eps=0), expected, rtol=1e-3, atol=0)
+    value = torch.ones(2, 70, 3)
+    torch.testing.assert_close(glomo.relu2_attention(query, key, value, eps=0), value, rtol=1e-3, atol=0)
+
+
 def test_memory_is_linear():
     """A T x S tensor would be 1 GB."""
     code = """

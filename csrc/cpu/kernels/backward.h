@@ -15,35 +15,50 @@ namespace GLOMO_ISA {
 
 constexpr int kConstants = 3;  // numbers of a target that a rule may keep
 
-// What all tiles of a batch-head need of its targets, in scratch.
-struct Rows {
-  float *query, *dout;                // (blocks, E | F, kLanes)
-  Floats query_rows, dout_rows;       // (T, E | F), rows of whole vectors
-  float* constants;              // (blocks, kConstants, kLanes): the rule's
+struct BackwardBuffers {
+  // of all targets
+  float *query, *dout;            // (blocks, E | F, kLanes)
+  float *query_rows, *dout_rows;  // (T, E | F) in whole vectors
+  float* constants;               // (blocks, kConstants, kLanes): the rule's
+  // of a tile
+  float *scores, *products;  // (sources, lanes): scores, then weights; dP, then ds
+  float *pairs, *keep;
+  float *dkey, *dvalue;
+  float *keys, *values, *key_pairs;
+  float* columns;  // (sources, W): sums of ds
+
+  BackwardBuffers(const Call& call, int64_t T, Scratch& scratch) {
+    const int64_t E = round_up(call.E, W), F = round_up(call.F, W), targets = blocks_of(T) * kLanes;
+    query = scratch.take(targets * E);
+    dout = scratch.take(targets * F);
+    query_rows = scratch.take(T * E);
+    dout_rows = scratch.take(T * F);
+    constants = scratch.take(targets * kConstants);
+    scores = scratch.take(kSources * kLanes);
+    products = scratch.take(kSources * kLanes);
+    pairs = scratch.take(kSources * kLanes);
+    keep = scratch.take(kSources * kLanes);
+    dkey = scratch.take(kSources * E);
+    dvalue = scratch.take(kSources * F);
+    keys = scratch.take(kSources * E);
+    values = scratch.take(kSources * F);
+    key_pairs = scratch.take(kSources * E);
+    columns = scratch.take(kSources * W);
+  }
 };
 
 static int64_t backward_scratch(const Call& call, int64_t T) {
-  const int64_t blocks = (T + kLanes - 1) / kLanes, E = round_up(call.E, W), F = round_up(call.F, W);
-  return blocks * kLanes * (2 * E + 2 * F + kConstants) + kSources * (4 * kLanes + 3 * E + 2 * F + W);
+  Scratch scratch(nullptr);
+  BackwardBuffers(call, T, scratch);
+  return scratch.used;
 }
 
+// Fills what is of all targets, but for the rows.
 template <class Gradient, bool kPairs>
-static Rows gather(const Call& call, const Sequence& s, const Gradients& g, float*& scratch) {
-  const int64_t blocks = (s.T + kLanes - 1) / kLanes;
-  Rows rows;
-  const auto take = [&](int64_t floats) {
-    float* taken = scratch;
-    scratch += floats;
-    return taken;
-  };
-  rows.query = take(blocks * kLanes * round_up(call.E, W));
-  rows.dout = take(blocks * kLanes * round_up(call.F, W));
-  rows.constants = take(blocks * kConstants * kLanes);
-  rows.query_rows = kPairs ? row_pairs(s.query, 0, s.T, call.E, scratch) : whole_rows(s.query, 0, s.T, call.E, scratch);
-  scratch += s.T * round_up(call.E, W);
-  rows.dout_rows = kPairs ? row_pairs(g.dout, 0, s.T, call.F, scratch) : whole_rows(g.dout, 0, s.T, call.F, scratch);
+static void gather(const Call& call, const Sequence& s, const Gradients& g, const BackwardBuffers& to) {
+  const int64_t blocks = blocks_of(s.T);
   for (int64_t t = 0; t < blocks * kLanes; t++) {
-    float* constants = rows.constants + t / kLanes * kConstants * kLanes + t % kLanes;
+    float* constants = to.constants + t / kLanes * kConstants * kLanes + t % kLanes;
     Gradient::no_target(constants);
     if (t >= s.T) continue;
     Vec sum = {};
@@ -54,11 +69,11 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
     }
     float delta = 0.0f;
     for (int l = 0; l < W; l++) delta += sum[l];
-    Gradient::constants(constants, element(s.statistic, t, 0), element(g.dstatistic, t, 0), delta, call.eps);
+    Gradient::constants(constants, element(s.statistic, t, 0), s.correction ? s.correction[t] : 0.0f, element(g.dstatistic, t, 0), delta, call.eps);
   }
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t count = least(s.T - b * kLanes, kLanes);
-    float *query = rows.query + b * kLanes * round_up(call.E, W), *dout = rows.dout + b * kLanes * round_up(call.F, W);
+    float *query = to.query + b * kLanes * round_up(call.E, W), *dout = to.dout + b * kLanes * round_up(call.F, W);
     if (kPairs) {
       lane_pairs(s.query, b * kLanes, count, call.E, query);
       lane_pairs(g.dout, b * kLanes, count, call.F, dout);
@@ -67,55 +82,50 @@ static Rows gather(const Call& call, const Sequence& s, const Gradients& g, floa
       rows_to_lanes(g.dout, b * kLanes, count, 0, call.F, dout);
     }
   }
-  return rows;
 }
 
 template <class Gradient, bool kPairs>
-static void backward_as(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* scratch) {
-  const int64_t E = round_up(call.E, W), F = round_up(call.F, W), blocks = (s.T + kLanes - 1) / kLanes;
-  float* scores = scratch;  // (sources, lanes): scores, then weights
-  float* products = scores + kSources * kLanes;  // dP, then ds
-  float* pairs = products + kSources * kLanes;
-  float* keep = pairs + kSources * kLanes;
-  float* dkey = keep + kSources * kLanes;
-  float* dvalue = dkey + kSources * E;
-  float* key_floats = dvalue + kSources * F;
-  float* value_floats = key_floats + kSources * E;
-  float* key_pairs = value_floats + kSources * F;
-  float* columns = key_pairs + kSources * E;  // (sources, W): sums of ds
-  scratch = columns + kSources * W;
-  const Rows rows = gather<Gradient, kPairs>(call, s, g, scratch);
+static void backward_as(const Call& call, const Sequence& s, const Gradients& g, int64_t first, int64_t last, float* from) {
+  const int64_t E = round_up(call.E, W), F = round_up(call.F, W), blocks = blocks_of(s.T);
+  Scratch scratch(from);
+  const BackwardBuffers buffers(call, s.T, scratch);
+  float *scores = buffers.scores, *products = buffers.products, *pairs = buffers.pairs, *keep = buffers.keep;
+  float *dkey = buffers.dkey, *dvalue = buffers.dvalue, *columns = buffers.columns;
+  gather<Gradient, kPairs>(call, s, g, buffers);
   const int64_t depth = kPairs ? (call.E + 1) / 2 : call.E, value_depth = kPairs ? (call.F + 1) / 2 : call.F;
   const bool need_key = g.dkey.data, need_value = g.dvalue.data;
   const bool need_scores = need_key || g.dquery || g.dbias_rows || g.dbias_columns || g.dbias.data;
+  Floats query_rows = {}, dout_rows = {};  // along the targets
+  if (need_key) query_rows = kPairs ? row_pairs(s.query, 0, s.T, call.E, buffers.query_rows) : whole_rows(s.query, 0, s.T, call.E, buffers.query_rows);
+  if (need_value) dout_rows = kPairs ? row_pairs(g.dout, 0, s.T, call.F, buffers.dout_rows) : whole_rows(g.dout, 0, s.T, call.F, buffers.dout_rows);
   for (int64_t source = first; source < last; source += kSources) {
     const int64_t count = least(last - source, kSources);
-    const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, key_floats) : as_floats(s.key, source, count, call.E, key_floats);
-    const Floats values = kPairs ? column_pairs(s.value, source, count, call.F, value_floats) : as_floats(s.value, source, count, call.F, value_floats);
-    const Floats key_terms = kPairs ? row_pairs(s.key, source, count, call.E, key_pairs) : keys;  // along the sources
+    const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, buffers.keys) : as_floats(s.key, source, count, call.E, buffers.keys);
+    const Floats values = kPairs ? column_pairs(s.value, source, count, call.F, buffers.values) : as_floats(s.value, source, count, call.F, buffers.values);
+    const Floats key_terms = kPairs ? row_pairs(s.key, source, count, call.E, buffers.key_pairs) : keys;  // along the sources
     for (int64_t i = 0; i < kSources * E; i += W) store(dkey + i, Vec{});
     for (int64_t i = 0; i < kSources * F; i += W) store(dvalue + i, Vec{});
     for (int64_t j = 0; j < kSources; j++) store(columns + j * W, Vec{});
     const int64_t reader = call.causal ? source - call.diagonal : 0;  // the first target that reads any of them
     for (int64_t block = 0; block < blocks; block++) {
       const bool none = (block + 1) * kLanes <= reader ||
-          (s.active && !s.active[block * ((s.S + kSources - 1) / kSources) + source / kSources]);
+          (s.active && !s.active[block * blocks_of(s.S) + source / kSources]);
       Targets targets;
       int64_t low = 0;
       if (!none) {
-        start(call, s, block, targets);
+        start_targets(call, s, block, targets);
         low = low_sources(call, targets, source, count);
-        product_of_pairs<false, kPairs>(keys.data, keys.row, keys.column, rows.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes, low);
+        product_of_pairs<false, kPairs>(keys.data, keys.row, keys.column, buffers.query + block * kLanes * E, kLanes, depth, count, targets.lanes, scores, kLanes, low);
       }
       if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) continue;
       if (need_scores) {
         for (int64_t j = low; j < count; j++)
-          for (int64_t l = 0; l < kHalf; l += W) store(products + j * kLanes + l, Vec{});
-        product_of_pairs<false, kPairs>(values.data, values.row, values.column, rows.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes, low);
+          for (int64_t l = 0; l < kHalfLanes; l += W) store(products + j * kLanes + l, Vec{});
+        product_of_pairs<false, kPairs>(values.data, values.row, values.column, buffers.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes, low);
       }
       if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);
       for (int64_t l = 0; l < targets.lanes; l += W) {
-        const Gradient gradient(rows.constants + block * kConstants * kLanes + l);
+        const Gradient gradient(buffers.constants + block * kConstants * kLanes + l);
         Vec sum = {};
         for (int64_t j = 0; j < count; j++) {
           const Vec score = load(scores + j * kLanes + l), weight = gradient.weight(score);
@@ -136,7 +146,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
       const int64_t first_row = kPairs ? targets.first / 2 : targets.first;
       if (need_value) {
         if (kPairs) pair_columns(scores, kLanes, count, targets.lanes);
-        product_over_targets<kPairs>(scores, kLanes, 1, rows.dout_rows.data + first_row * rows.dout_rows.row, rows.dout_rows.row, targets.rows, count, F, dvalue, F, low);
+        product_over_targets<kPairs>(scores, kLanes, 1, dout_rows.data + first_row * dout_rows.row, dout_rows.row, targets.rows, count, F, dvalue, F, low);
       }
       if (g.dquery) {
         float* ds = products;
@@ -148,7 +158,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
       }
       if (need_key) {
         if (kPairs) pair_columns(products, kLanes, count, targets.lanes);
-        product_over_targets<kPairs>(products, kLanes, 1, rows.query_rows.data + first_row * rows.query_rows.row, rows.query_rows.row, targets.rows, count, E, dkey, E, low);
+        product_over_targets<kPairs>(products, kLanes, 1, query_rows.data + first_row * query_rows.row, query_rows.row, targets.rows, count, E, dkey, E, low);
       }
     }
     if (need_key) write_rows(dkey, E, call.scale, g.dkey, source, count, call.E);

@@ -40,13 +40,6 @@ INLINE Float* rows_of(Float* x, const Call& call, const Mix& mix, int64_t block)
   return x + block * width_of(call, mix) * kLanes;
 }
 
-struct Ones {
-  float lane[kLanes] __attribute__((aligned(64)));
-  Ones() {
-    for (float& x : lane) x = 1.0f;
-  }
-};
-
 // The features of a tile of sources, or X_level of that block of targets, as the columns f and rows j of a product.
 static Floats state_tile(const Call& call, const Mix& mix, Features& features, const float* state, int64_t source, int64_t level) {
   if (level > 0) return {rows_of(state, call, mix, source / kSources), 1, kLanes};
@@ -54,7 +47,7 @@ static Floats state_tile(const Call& call, const Mix& mix, Features& features, c
 }
 
 // X_level of a block, from the graph g = A_level (squares, or as given) and below = X_{level-1}.
-static void link(const Call& call, const Mix& mix, Features& features, const GraphRows& g, int64_t block, int64_t level, const float* below, float* to) {
+static void next_state(const Call& call, const Mix& mix, Features& features, const GraphRows& g, int64_t block, int64_t level, const float* below, float* to) {
   const int64_t width = reach(call, mix, block, level), lanes = g.targets.lanes;
   zero(to, width * kLanes);
   if (level == 1 && mix.matrices) return add_scaled(to, g.rows, g.inverse, width, lanes);
@@ -71,7 +64,6 @@ static void link(const Call& call, const Mix& mix, Features& features, const Gra
 
 // sums_m += w_mn A_n + c_mn X_n, the rows of a block
 static void add_to_sums(const Call& call, const Mix& mix, const GraphRows& g, int64_t block, int64_t level, int64_t n, const float* state, float* sums) {
-  const Ones ones;
   float factor[kLanes] __attribute__((aligned(64)));
   for (int64_t m = 0; m < mix.M; m++) {
     float* row = rows_of(sums + m * state_floats(call, mix), call, mix, block);
@@ -79,7 +71,7 @@ static void add_to_sums(const Call& call, const Mix& mix, const GraphRows& g, in
       lane_weights(mix.weights[m], g.targets, n, g.inverse, factor);
       add_scaled(row, g.rows, factor, g.last, g.targets.lanes);
     }
-    lane_weights(mix.chain_weights[m], g.targets, n, ones.lane, factor);
+    lane_weights(mix.chain_weights[m], g.targets, n, nullptr, factor);
     add_scaled(row, state, factor, reach(call, mix, block, level), g.targets.lanes);
   }
 }
@@ -111,7 +103,7 @@ static void chain(const Call& call, const Mix& mix, int64_t first, int64_t last,
       float* state = states + (level + 1) % 2 * state_floats(call, mix);
       for (int64_t block = 0; block < blocks_of(mix.T); block++) {
         read_graph<true>(call, mix.graphs[n], block, g);
-        link(call, mix, features, g, block, level, below, rows_of(state, call, mix, block));
+        next_state(call, mix, features, g, block, level, below, rows_of(state, call, mix, block));
         add_to_sums(call, mix, g, block, level, n, rows_of(state, call, mix, block), sums);
       }
     }
@@ -137,12 +129,12 @@ static void chain_out(const Call& call, const Mix& mix, int64_t block, const flo
   Features features(call, scratch);
   float* row = scratch.take(whole_row(mix) + call.F * kLanes);
   Targets targets;
-  start(call, mix.graphs[0], block, targets);
+  start_targets(call, mix.graphs[0], block, targets);
   const int64_t last = furthest(call, mix, block);
   for (int64_t m = 0; m < mix.M; m++) {
     sum_parts(rows_of(sums + m * state_floats(call, mix), call, mix, block), last * kLanes, part, parts, row);
-    if (mix.matrices) features.apply(call, mix, targets, last, row, mix.out[m]);
-    else lanes_to_rows(row, features.ones, mix.out[m], targets.first, targets.rows, 0, call.F);
+    if (mix.matrices) features.apply(call, mix, targets, last, row, mix.results[m]);
+    else lanes_to_rows(row, nullptr, mix.results[m], targets.first, targets.rows, 0, call.F);
   }
 }
 
@@ -150,11 +142,11 @@ static void chain_dsums(const Call& call, const Mix& mix, int64_t block, float* 
   Scratch scratch(from);
   Features features(call, scratch);
   Targets targets;
-  start(call, mix.graphs[0], block, targets);
+  start_targets(call, mix.graphs[0], block, targets);
   for (int64_t m = 0; m < mix.M; m++) {
     float* to = rows_of(dsums + m * state_floats(call, mix), call, mix, block);
-    if (mix.matrices) features.products(call, mix, targets, furthest(call, mix, block), mix.dout[m], to);
-    else rows_to_lanes(mix.dout[m], targets.first, targets.rows, 0, call.F, to);
+    if (mix.matrices) features.products(call, mix, targets, furthest(call, mix, block), mix.results[m], to);
+    else rows_to_lanes(mix.results[m], targets.first, targets.rows, 0, call.F, to);
   }
 }
 
@@ -171,16 +163,15 @@ static int64_t chain_backward_scratch(const Call& call, const Mix& mix) {
 
 // dX of a level, as far as its own weights make it.
 static void start_dstate(const Call& call, const Mix& mix, int64_t n, int64_t level, const float* dsums, float* dstate) {
-  const Ones ones;
   float factor[kLanes] __attribute__((aligned(64)));
   Targets targets;
   for (int64_t block = 0; block < blocks_of(mix.T); block++) {
-    start(call, mix.graphs[n], block, targets);
+    start_targets(call, mix.graphs[n], block, targets);
     const int64_t width = reach(call, mix, block, level);
     float* to = rows_of(dstate, call, mix, block);
     zero(to, width * kLanes);
     for (int64_t m = 0; m < mix.M; m++) {
-      lane_weights(mix.chain_weights[m], targets, n, ones.lane, factor);
+      lane_weights(mix.chain_weights[m], targets, n, nullptr, factor);
       add_scaled(to, rows_of(dsums + m * state_floats(call, mix), call, mix, block), factor, width, targets.lanes);
     }
   }
@@ -217,7 +208,7 @@ static void chain_block(
   const int64_t lanes = g.targets.lanes;
   for (int64_t m = 0; m < mix.M && to.dchain_weights; m++) {
     const float* state = rows_of(c.states + (level - 1) * floats, call, mix, block);
-    row_products<false>(state, rows_of(dsums + m * floats, call, mix, block), c.features.ones, width, lanes, factor);
+    row_products<false>(state, rows_of(dsums + m * floats, call, mix, block), nullptr, width, lanes, factor);
     set_column(to.dchain_weights[m], g.targets, n, factor);
   }
   for (int64_t l = 0; l < kLanes; l += W)
@@ -226,7 +217,7 @@ static void chain_block(
       store(c.graph + j * kLanes + l, s.graph.data ? x : x * x * load(g.inverse + l));
     }
   for (int64_t m = 0; m < mix.M && to.dweights; m++) {
-    row_products<false>(c.graph, rows_of(dsums + m * floats, call, mix, block), c.features.ones, g.last, lanes, factor);
+    row_products<false>(c.graph, rows_of(dsums + m * floats, call, mix, block), nullptr, g.last, lanes, factor);
     set_column(to.dweights[m], g.targets, n, factor);
   }
   for (int64_t source = 0; source < g.last && dbelow; source += kSources) {
@@ -239,11 +230,11 @@ static void chain_block(
   if (!to.graphs) return;
   zero(c.dgraph, g.last * kLanes);
   for (int64_t m = 0; m < mix.M && mix.weights; m++) {
-    lane_weights(mix.weights[m], g.targets, n, c.features.ones, factor);
+    lane_weights(mix.weights[m], g.targets, n, nullptr, factor);
     add_scaled(c.dgraph, rows_of(dsums + m * floats, call, mix, block), factor, g.last, lanes);
   }
   if (level == 1 && mix.matrices) {
-    add_scaled(c.dgraph, dlink, c.features.ones, g.last, lanes);
+    add_scaled(c.dgraph, dlink, nullptr, g.last, lanes);
   } else {
     for (int64_t source = 0; source < g.last; source += kSources) {
       if (!g.active[source / kSources] && !s.graph.data) continue;
@@ -268,7 +259,7 @@ static void chain_backward(
       for (int64_t block = 0; block < blocks; block++) {
         float* state = rows_of(c.states + (level - 1) * floats, call, mix, block);
         read_graph<true>(call, mix.graphs[n], block, c.g);
-        link(call, mix, c.features, c.g, block, level, level > 1 ? c.states + (level - 2) * floats : nullptr, state);
+        next_state(call, mix, c.features, c.g, block, level, level > 1 ? c.states + (level - 2) * floats : nullptr, state);
         if (down && mix.matrices) add_to_sums(call, mix, c.g, block, level, n, state, down);
       }
     }
@@ -295,16 +286,16 @@ static void chain_dfeatures(
   const int64_t count = least(mix.S - source, kSources), F = round_up(call.F, W);
   if (!mix.matrices) {
     sum_parts(rows_of(down, call, mix, source / kSources), call.F * kLanes, part, parts, tile);
-    return lanes_to_rows(tile, features.ones, {to.dfeatures, F, 1, kFloat}, source, count, 0, call.F);
+    return lanes_to_rows(tile, nullptr, {to.dfeatures, F, 1, kFloat}, source, count, 0, call.F);
   }
   Targets targets;
   for (int64_t block = 0; block < blocks_of(mix.T); block++) {
     const int64_t rows = least(furthest(call, mix, block) - source, count);
     if (rows <= 0) continue;
-    start(call, mix.graphs[0], block, targets);
+    start_targets(call, mix.graphs[0], block, targets);
     for (int64_t m = 0; m < mix.M; m++) {
       sum_parts(rows_of(down + m * state_floats(call, mix), call, mix, block) + source * kLanes, rows * kLanes, part, parts, tile);
-      features.add_gradient(call, targets, rows, tile, mix.dout[m], to.dfeatures + source * F);
+      features.add_gradient(call, targets, rows, tile, mix.results[m], to.dfeatures + source * F);
     }
   }
 }

@@ -9,21 +9,6 @@
 namespace glomo {
 namespace GLOMO_ISA {
 
-// Cuts buffers of whole cache lines out of scratch; without scratch it only counts.
-struct Scratch {
-  float* base;
-  int64_t used = 0;
-
-  explicit Scratch(float* from) : base(from) {}
-  float* take(int64_t floats) {
-    float* taken = base ? base + used : nullptr;
-    used += round_up(floats, 16);
-    return taken;
-  }
-};
-
-INLINE int64_t blocks_of(int64_t rows) { return (rows + kLanes - 1) / kLanes; }
-
 struct GraphRows {
   float *query, *floats, *pairs;
   int8_t* active;  // of a tile of sources: whether it has anything but zeros
@@ -49,7 +34,7 @@ INLINE bool any_number(const float* x, int64_t floats) {
 // The rows of a block: a given graph, or r, or with kSquared r².
 template <bool kSquared>
 static void read_graph(const Call& call, const Sequence& s, int64_t block, GraphRows& g) {
-  start(call, s, block, g.targets);
+  start_targets(call, s, block, g.targets);
   g.last = last_source(call, s, g.targets);
   if (s.graph.data) {
     rows_to_lanes(s.graph, g.targets.first, g.targets.rows, 0, g.last, g.rows);
@@ -80,7 +65,13 @@ static void read_graph(const Call& call, const Sequence& s, int64_t block, Graph
       store(total + l, sum);
     }
   }
-  for (int64_t l = 0; l < kLanes; l++) g.inverse[l] = total[l] == 0.0f ? 0.0f : 1.0f / (total[l] + call.eps);
+  for (int64_t l = 0; l < kLanes; l++) {
+    g.inverse[l] = total[l] == 0.0f ? 0.0f : 1.0f / (total[l] + call.eps);
+    if (g.inverse[l] != __builtin_inff()) continue;
+    // a sum so small that its inverse overflows
+    for (int64_t j = 0; j < g.last; j++) g.rows[j * kLanes + l] *= kSquared ? 0x1p64f : 0x1p32f;
+    g.inverse[l] = 1.0f / ((total[l] + call.eps) * 0x1p64f);
+  }
 }
 
 struct GraphBackward {
@@ -95,10 +86,8 @@ struct GraphBackward {
 static void graph_gradient(const Call& call, const Sequence& s, const GraphGradients& to, GraphRows& g, const float* dgraph, GraphBackward& b) {
   const Targets& targets = g.targets;
   const int64_t lanes = targets.lanes, E = round_up(call.E, W);
-  float ones[kLanes] __attribute__((aligned(64)));
-  for (float& x : ones) x = 1.0f;
   if (s.graph.data) {
-    lanes_to_rows(dgraph, ones, to.dgraph, targets.first, targets.rows, 0, g.last);
+    lanes_to_rows(dgraph, nullptr, to.dgraph, targets.first, targets.rows, 0, g.last);
     return;
   }
   float sums[kLanes] __attribute__((aligned(64)));
@@ -125,8 +114,9 @@ static void graph_gradient(const Call& call, const Sequence& s, const GraphGradi
       for (int64_t l = 0; l < lanes; l += W) sum += load(g.rows + j * kLanes + l);
       for (int i = 0; i < W; i++) to.dbias_columns[j] += sum[i];
     }
-  if (to.dbias.data) lanes_to_rows(g.rows, ones, to.dbias, targets.first, targets.rows, 0, g.last);
-  const Floats queries = whole_rows(s.query, targets.first, targets.rows, call.E, b.query_rows);
+  if (to.dbias.data) lanes_to_rows(g.rows, nullptr, to.dbias, targets.first, targets.rows, 0, g.last);
+  if (!to.dquery.data && !to.dkey) return;
+  const Floats queries = to.dkey ? whole_rows(s.query, targets.first, targets.rows, call.E, b.query_rows) : Floats{};
   for (int64_t i = 0; i < E * kLanes; i += W) store(b.dquery + i, Vec{});
   for (int64_t source = 0; source < g.last; source += kSources) {
     if (!g.active[source / kSources]) continue;
@@ -139,8 +129,9 @@ static void graph_gradient(const Call& call, const Sequence& s, const GraphGradi
     if (to.dkey) product_over_targets<false>(ds, kLanes, 1, queries.data, queries.row, targets.rows, count, E, to.dkey + source * E, E, low);
   }
   if (!to.dquery.data) return;
-  for (float& x : ones) x = call.scale;
-  lanes_to_rows(b.dquery, ones, to.dquery, targets.first, targets.rows, 0, call.E);
+  float scale[kLanes] __attribute__((aligned(64)));
+  for (float& x : scale) x = call.scale;
+  lanes_to_rows(b.dquery, scale, to.dquery, targets.first, targets.rows, 0, call.E);
 }
 
 static int64_t affinity_scratch(const Call& call, int64_t S) {

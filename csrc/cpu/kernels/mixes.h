@@ -12,20 +12,20 @@ INLINE void zero(float* x, int64_t floats) {
   for (int64_t i = 0; i < floats; i += W) store(x + i, Vec{});
 }
 
-// to[l] = weights(target l, n) * factor[l]
+// to[l] = weights(target l, n) * factor[l]; no factor: 1
 INLINE void lane_weights(const Matrix& weights, const Targets& targets, int64_t n, const float* factor, float* to) {
-  for (int64_t l = 0; l < kLanes; l++) to[l] = element(weights, targets.first + least(l, targets.rows - 1), n) * factor[l];
+  for (int64_t l = 0; l < kLanes; l++) to[l] = element(weights, targets.first + least(l, targets.rows - 1), n) * (factor ? factor[l] : 1.0f);
 }
 
-// to[j][l] += factor[l] * from[j][l]
+// to[j][l] += factor[l] * from[j][l]; no factor: 1
 INLINE void add_scaled(float* to, const float* from, const float* factor, int64_t rows, int64_t lanes) {
   for (int64_t l = 0; l < lanes; l += W) {
-    const Vec f = load(factor + l);
+    const Vec f = factor_of(factor, l);
     for (int64_t j = 0; j < rows; j++) store(to + j * kLanes + l, load(to + j * kLanes + l) + f * load(from + j * kLanes + l));
   }
 }
 
-// sums[l] = factor[l] * sum_j a[j][l] b[j][l], or with kSquared of a²
+// sums[l] = factor[l] * sum_j a[j][l] b[j][l], or with kSquared of a²; no factor: 1
 template <bool kSquared>
 INLINE void row_products(const float* a, const float* b, const float* factor, int64_t rows, int64_t lanes, float* sums) {
   for (int64_t l = 0; l < lanes; l += W) {
@@ -34,7 +34,7 @@ INLINE void row_products(const float* a, const float* b, const float* factor, in
       const Vec x = load(a + j * kLanes + l);
       sum += (kSquared ? x * x : x) * load(b + j * kLanes + l);
     }
-    store(sums + l, sum * load(factor + l));
+    store(sums + l, sum * factor_of(factor, l));
   }
 }
 
@@ -45,12 +45,9 @@ INLINE void set_column(const Matrix& m, const Targets& targets, int64_t n, const
 // Blocks of targets times features.
 struct Features {
   float *floats, *sums;
-  float ones[kLanes] __attribute__((aligned(64)));
 
   Features(const Call& call, Scratch& scratch)
-      : floats(scratch.take(kSources * round_up(call.F, W))), sums(scratch.take(round_up(call.F, W) * kLanes)) {
-    for (float& x : ones) x = 1.0f;
-  }
+      : floats(scratch.take(kSources * round_up(call.F, W))), sums(scratch.take(round_up(call.F, W) * kLanes)) {}
 
   // out = mixed (last, lanes) times the features
   void apply(const Call& call, const Mix& mix, const Targets& targets, int64_t last, const float* mixed, const Matrix& out) {
@@ -60,7 +57,7 @@ struct Features {
       const Floats values = as_floats(mix.features, source, count, call.F, floats);
       product<true>(values.data, values.column, values.row, mixed + source * kLanes, kLanes, count, call.F, targets.lanes, sums, kLanes);
     }
-    lanes_to_rows(sums, ones, out, targets.first, targets.rows, 0, call.F);
+    lanes_to_rows(sums, nullptr, out, targets.first, targets.rows, 0, call.F);
   }
 
   // products (last, lanes) = the features times dout
@@ -108,7 +105,7 @@ static void mix(const Call& call, const Mix& mix, int64_t block, float* from) {
           add_scaled(row + source * kLanes, g.rows + source * kLanes, factor, least(g.last - source, kSources), g.targets.lanes);
     }
   }
-  for (int64_t m = 0; m < mix.M; m++) features.apply(call, mix, g.targets, g.last, mixed + m * whole_row(mix), mix.out[m]);
+  for (int64_t m = 0; m < mix.M; m++) features.apply(call, mix, g.targets, g.last, mixed + m * whole_row(mix), mix.results[m]);
 }
 
 static int64_t mix_backward_scratch(const Call& call, const Mix& mix) {
@@ -134,7 +131,7 @@ static void mix_backward(const Call& call, const Mix& mix, const MixGradients& t
       read_graph<false>(call, s, block, g);
       const bool given = s.graph.data;
       if (n == 0 && (to.graphs || to.dweights))
-        for (int64_t m = 0; m < mix.M; m++) features.products(call, mix, g.targets, g.last, mix.dout[m], dproducts + m * whole);
+        for (int64_t m = 0; m < mix.M; m++) features.products(call, mix, g.targets, g.last, mix.results[m], dproducts + m * whole);
       for (int64_t m = 0; m < mix.M; m++) {
         const float* dproduct = dproducts + m * whole;
         if (to.dweights) {
@@ -154,7 +151,7 @@ static void mix_backward(const Call& call, const Mix& mix, const MixGradients& t
         }
         if (to.graphs) {
           if (m == 0) zero(dgraph, g.last * kLanes);
-          lane_weights(mix.weights[m], g.targets, n, features.ones, factor);
+          lane_weights(mix.weights[m], g.targets, n, nullptr, factor);
           add_scaled(dgraph, dproduct, factor, g.last, g.targets.lanes);
         }
       }
@@ -165,7 +162,7 @@ static void mix_backward(const Call& call, const Mix& mix, const MixGradients& t
     for (int64_t m = 0; m < mix.M; m++)
       for (int64_t source = 0; source < g.last; source += kSources)
         features.add_gradient(
-            call, g.targets, least(g.last - source, kSources), mixed + m * whole + source * kLanes, mix.dout[m], to.dfeatures + source * F);
+            call, g.targets, least(g.last - source, kSources), mixed + m * whole + source * kLanes, mix.results[m], to.dfeatures + source * F);
   }
 }
 

@@ -65,9 +65,9 @@ static void product(
   if (l < lanes) column_of_tiles<1, kAdd, kPairs>(a, a_row, a_k, b + l, b_k, K, rows, c + l, c_row);
 }
 
-// On the diagonal of a causal graph the first kHalf targets of a tile read only its first `low` sources. The products below
+// On the diagonal of a causal graph the first kHalfLanes targets of a tile read only its first `low` sources. The products below
 // leave the rest of that half out; so do they write nothing there.
-constexpr int64_t kHalf = kLanes / 2;
+constexpr int64_t kHalfLanes = kLanes / 2;
 
 // Rows are sources, lanes are targets.
 template <bool kAdd, bool kPairs>
@@ -75,8 +75,8 @@ static void product_of_pairs(
     const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t K, int64_t sources, int64_t lanes, float* c,
     int64_t c_row, int64_t low) {
   if (low == sources) return product<kAdd, kPairs>(a, a_row, a_k, b, b_k, K, sources, lanes, c, c_row);
-  product<kAdd, kPairs>(a, a_row, a_k, b, b_k, K, low, lanes < kHalf ? lanes : kHalf, c, c_row);
-  if (lanes > kHalf) product<kAdd, kPairs>(a, a_row, a_k, b + kHalf, b_k, K, sources, lanes - kHalf, c + kHalf, c_row);
+  product<kAdd, kPairs>(a, a_row, a_k, b, b_k, K, low, lanes < kHalfLanes ? lanes : kHalfLanes, c, c_row);
+  if (lanes > kHalfLanes) product<kAdd, kPairs>(a, a_row, a_k, b + kHalfLanes, b_k, K, sources, lanes - kHalfLanes, c + kHalfLanes, c_row);
 }
 
 // The sum is over sources, lanes are targets. low: even with kPairs.
@@ -86,8 +86,8 @@ static void product_over_sources(
     int64_t c_row, int64_t low) {
   const int64_t all = kPairs ? (sources + 1) / 2 : sources;
   if (low == sources) return product<true, kPairs>(a, a_row, a_k, b, b_k, all, rows, lanes, c, c_row);
-  product<true, kPairs>(a, a_row, a_k, b, b_k, kPairs ? low / 2 : low, rows, lanes < kHalf ? lanes : kHalf, c, c_row);
-  if (lanes > kHalf) product<true, kPairs>(a, a_row, a_k, b + kHalf, b_k, all, rows, lanes - kHalf, c + kHalf, c_row);
+  product<true, kPairs>(a, a_row, a_k, b, b_k, kPairs ? low / 2 : low, rows, lanes < kHalfLanes ? lanes : kHalfLanes, c, c_row);
+  if (lanes > kHalfLanes) product<true, kPairs>(a, a_row, a_k, b + kHalfLanes, b_k, all, rows, lanes - kHalfLanes, c + kHalfLanes, c_row);
 }
 
 // Rows are sources, the sum is over targets.
@@ -95,7 +95,7 @@ template <bool kPairs>
 static void product_over_targets(
     const float* a, int64_t a_row, int64_t a_k, const float* b, int64_t b_k, int64_t targets, int64_t sources, int64_t lanes, float* c,
     int64_t c_row, int64_t low) {
-  const int64_t all = kPairs ? (targets + 1) / 2 : targets, half = kPairs ? kHalf / 2 : kHalf;
+  const int64_t all = kPairs ? (targets + 1) / 2 : targets, half = kPairs ? kHalfLanes / 2 : kHalfLanes;
   product<true, kPairs>(a, a_row, a_k, b, b_k, all, low, lanes, c, c_row);
   if (low < sources && all > half)
     product<true, kPairs>(a + low * a_row + half * a_k, a_row, a_k, b + half * b_k, b_k, all - half, sources - low, lanes, c + low * c_row, c_row);

@@ -7,7 +7,7 @@ namespace glomo {
 namespace GLOMO_ISA {
 
 // What a block of targets adds up to, tile by tile of its sources.
-struct Relu2Rows {
+struct Relu2Weights {
   static constexpr Rule kRule = kRelu2;
   float total[kLanes] __attribute__((aligned(64))) = {};
   // A power of two per lane keeps the sums of r² value finite where r² is huge and the value is, too: it is 1 until the
@@ -15,7 +15,7 @@ struct Relu2Rows {
   float factor[kLanes] __attribute__((aligned(64)));
   bool used = false;
 
-  Relu2Rows() {
+  Relu2Weights() {
     for (float& x : factor) x = 1.0f;
   }
 
@@ -39,13 +39,15 @@ struct Relu2Rows {
       for (int64_t l = 0; l < lanes; l += W) store(scores + j * kLanes + l, load(scores + j * kLanes + l) * load(factor + l));
   }
 
-  // What sums are multiplied by in the end. rounded: the sum of the rounded weights, or null.
-  float inverse(int64_t l, const float* rounded, float eps) const {
+  // What sums are multiplied by in the end, where they have been multiplied by `more`. rounded: the sum of the rounded
+  // weights, or null.
+  float inverse(int64_t l, const float* rounded, float eps, float more = 1.0f) const {
     const float sum = rounded ? rounded[l] : total[l] * factor[l];
-    return sum == 0.0f ? 0.0f : 1.0f / (sum + eps * factor[l]);
+    return sum == 0.0f ? 0.0f : 1.0f / ((sum + eps * factor[l]) * more);
   }
 
   float statistic(int64_t l) const { return total[l]; }
+  float correction(int64_t) const { return 0.0f; }
 
  private:
   void rescale(int64_t lanes, float* sums, int64_t F, float* rounded) {
@@ -69,8 +71,9 @@ struct Relu2Gradient {
   static constexpr Rule kRule = kRelu2;
   // Constants of a target, kLanes apart: 1 / (Z + eps), delta, dZ; all 0 where there is no target.
 
-  static void constants(float* of, float normalizer, float dnormalizer, float delta, float eps) {
-    of[0] = normalizer == 0.0f ? 0.0f : 1.0f / (normalizer + eps);
+  static void constants(float* of, float normalizer, float, float dnormalizer, float delta, float eps) {
+    const float inverse = normalizer == 0.0f ? 0.0f : 1.0f / (normalizer + eps);
+    of[0] = inverse == __builtin_inff() ? __FLT_MAX__ : inverse;
     of[kLanes] = delta;
     of[2 * kLanes] = dnormalizer;
   }

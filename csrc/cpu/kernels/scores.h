@@ -14,7 +14,7 @@ struct Targets {
   float mask[kLanes] __attribute__((aligned(64)));
 };
 
-INLINE void start(const Call& call, const Sequence& s, int64_t block, Targets& targets) {
+INLINE void start_targets(const Call& call, const Sequence& s, int64_t block, Targets& targets) {
   targets.first = block * kLanes;
   targets.rows = least(s.T - targets.first, kLanes);
   targets.lanes = round_up(targets.rows, W);
@@ -32,10 +32,10 @@ INLINE int64_t last_source(const Call& call, const Sequence& s, const Targets& t
   return last < 0 ? 0 : least(last, s.S);
 }
 
-// How many of a tile's sources the first kHalf targets read (products.h): an even number, or all.
+// How many of a tile's sources the first kHalfLanes targets read (products.h): an even number, or all.
 INLINE int64_t low_sources(const Call& call, const Targets& targets, int64_t source, int64_t count) {
   if (!call.causal) return count;
-  const int64_t low = targets.first + kHalf + call.diagonal - source;
+  const int64_t low = targets.first + kHalfLanes + call.diagonal - source;
   return low < 0 ? 0 : least(round_up(low, 2), count);
 }
 

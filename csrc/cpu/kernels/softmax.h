@@ -8,9 +8,9 @@ namespace GLOMO_ISA {
 
 // e^x for x <= 0, to a few units of the last place; 0 below -87, NaN for NaN.
 INLINE Vec exponential(Vec x) {
-  const Vec least = splat(-87.0f);
-  const Int below = x < least;
-  x = below ? least : x;
+  const Vec lowest = splat(-87.0f);
+  const Int below = x < lowest;
+  x = below ? lowest : x;
   // x = n log 2 + f; adding 1.5 * 2^23 leaves the nearest whole number in the last bits
   const Vec shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
   const Vec f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -27,16 +27,16 @@ INLINE Vec exponential(Vec x) {
 }
 
 // What a block of targets adds up to, tile by tile of its sources.
-struct SoftmaxRows {
+struct SoftmaxWeights {
   static constexpr Rule kRule = kSoftmax;
   float largest[kLanes] __attribute__((aligned(64)));
   float total[kLanes] __attribute__((aligned(64))) = {};  // of exp(s - largest)
 
-  SoftmaxRows() {
+  SoftmaxWeights() {
     for (float& x : largest) x = -__builtin_inff();
   }
 
-  // As Relu2Rows::weigh.
+  // As Relu2Weights::weigh.
   void weigh(int64_t count, int64_t lanes, float* scores, const float* keep, float* sums, int64_t F, float* rounded) {
     for (int64_t l = 0; l < lanes; l += W) {
       const Vec before = load(largest + l);
@@ -64,30 +64,35 @@ struct SoftmaxRows {
     }
   }
 
-  float inverse(int64_t l, const float* rounded, float) const {
+  float inverse(int64_t l, const float* rounded, float, float = 1.0f) const {
     const float sum = rounded ? rounded[l] : total[l];
     return sum == 0.0f ? 0.0f : 1.0f / sum;
   }
 
   float statistic(int64_t l) const { return total[l] == 0.0f ? -__builtin_inff() : largest[l] + __builtin_logf(total[l]); }
+
+  // What the statistic lost by rounding: with large scores a part of the log, or all of it.
+  float correction(int64_t l) const { return total[l] == 0.0f ? 0.0f : largest[l] - statistic(l) + __builtin_logf(total[l]); }
 };
 
 // Backward: the gradient of a score, ds = P (dP - delta + dlse).
 struct SoftmaxGradient {
   static constexpr Rule kRule = kSoftmax;
-  // Constants of a target, kLanes apart: lse, delta - dlse; where nothing may be read, lse is +inf: P = 0.
+  // Constants of a target, kLanes apart: lse and what it lost by rounding, delta - dlse; where nothing may be read, lse is
+  // +inf: P = 0. A P without the correction would be off by a factor on the whole row, against which delta does not cancel.
 
-  static void constants(float* of, float lse, float dlse, float delta, float) {
+  static void constants(float* of, float lse, float correction, float dlse, float delta, float) {
     if (lse == -__builtin_inff()) return no_target(of);
     of[0] = lse;
-    of[kLanes] = delta - dlse;
+    of[kLanes] = correction;
+    of[2 * kLanes] = delta - dlse;
   }
-  static void no_target(float* of) { of[0] = __builtin_inff(), of[kLanes] = 0.0f; }
+  static void no_target(float* of) { of[0] = __builtin_inff(), of[kLanes] = of[2 * kLanes] = 0.0f; }
 
-  const Vec lse, shift;
-  explicit SoftmaxGradient(const float* of) : lse(load(of)), shift(load(of + kLanes)) {}
+  const Vec lse, correction, shift;
+  explicit SoftmaxGradient(const float* of) : lse(load(of)), correction(load(of + kLanes)), shift(load(of + 2 * kLanes)) {}
 
-  Vec weight(Vec s) const { return exponential(s - lse); }
+  Vec weight(Vec s) const { return exponential(s - lse - correction); }
   Vec score(Vec, Vec weight, Vec dweight) const { return weight * (dweight - shift); }
 };
 

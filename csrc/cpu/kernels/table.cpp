@@ -14,7 +14,7 @@ const Kernels GLOMO_JOIN(kernels_, GLOMO_ISA) = {
     GLOMO_QUOTE(GLOMO_ISA),
     GLOMO_ISA::W,
     GLOMO_ISA::forward_scratch,
-    {GLOMO_ISA::forward<GLOMO_ISA::Relu2Rows>, GLOMO_ISA::forward<GLOMO_ISA::SoftmaxRows>},
+    {GLOMO_ISA::forward<GLOMO_ISA::Relu2Weights>, GLOMO_ISA::forward<GLOMO_ISA::SoftmaxWeights>},
     GLOMO_ISA::backward_scratch,
     {GLOMO_ISA::backward<GLOMO_ISA::Relu2Gradient>, GLOMO_ISA::backward<GLOMO_ISA::SoftmaxGradient>},
     GLOMO_ISA::finish_query,

@@ -7,7 +7,19 @@ namespace glomo {
 namespace GLOMO_ISA {
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// Cuts buffers of whole cache lines out of scratch; without scratch it only counts.
+struct Scratch {
+  float* base;
+  int64_t used = 0;
+
+  explicit Scratch(float* from) : base(from) {}
+  float* take(int64_t floats) {
+    float* taken = base ? base + used : nullptr;
+    used += round_up(floats, 16);
+    return taken;
+  }
+};
 
 // m(i, j .. j + W) as a vector; columns beyond count are 0.
 INLINE Vec load_some(const Matrix& m, int64_t i, int64_t j, int64_t count) {
@@ -66,12 +78,14 @@ static void rows_to_lanes(const Matrix& m, int64_t i, int64_t rows, int64_t j, i
     }
 }
 
-// m(i + l, j + c) = from[c][l] * factor[l]: lanes become rows again.
+INLINE Vec factor_of(const float* factor, int64_t l) { return factor ? load(factor + l) : splat(1.0f); }
+
+// m(i + l, j + c) = from[c][l] * factor[l], or without a factor from[c][l]: lanes become rows again.
 static void lanes_to_rows(const float* from, const float* factor, const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns) {
   for (int64_t l = 0; l < rows; l += W)
     for (int64_t c = 0; c < columns; c += W) {
       Vec x[W];
-      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) * load(factor + l) : Vec{};
+      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) * factor_of(factor, l) : Vec{};
       transpose(x);
       for (int64_t r = 0; r < least(rows - l, W); r++) store_some(m, i + l + r, j + c, columns - c, x[r]);
     }

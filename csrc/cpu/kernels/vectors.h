@@ -11,7 +11,7 @@
 
 #include "../problem.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE GLOMO_INLINE
 #define UNROLL _Pragma("GCC unroll 32")
 
 namespace glomo {
