@@ -72,7 +72,7 @@ def relu2_graph_mix(
         Lambda[1, h] = A[1, h],   Lambda[l, h] = A[l, h] Lambda[l-1, h]      (matrix products, within a head)
         out = sum_n weights[n] A[n] F + sum_n chain_weights[n] Lambda[n] F
 
-    Memory grows with T, not with T squared. With chains the C++ kernels keep a few matrices T x S per thread and mixture
+    Memory grows with T, not with T squared. With chains the C++ kernels keep some matrices T x S a thread and mixture
     where T is 1024 at most and that is faster than to keep products with the features.
 
     Args:
