@@ -142,7 +142,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
         if (g.dbias_rows)
           for (int64_t i = 0; i < least(targets.rows - l, W); i++) g.dbias_rows[targets.first + l + i] += sum[i];
       }
-      if (g.dbias.data) add_lanes_to_rows(products, g.dbias, targets.first, targets.rows, source, count);
+      if (g.dbias.data) lanes_to_rows<true>(products, nullptr, g.dbias, targets.first, targets.rows, source, count);
       const int64_t first_row = kPairs ? targets.first / 2 : targets.first;
       if (need_value) {
         if (kPairs) pair_columns(scores, kLanes, count, targets.lanes);

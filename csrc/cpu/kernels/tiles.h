@@ -67,41 +67,41 @@ INLINE void store_some(const Matrix& m, int64_t i, int64_t j, int64_t count, Vec
   for (int64_t l = 0; l < least(count, W); l++) set_element(m, i, j + l, x[l]);
 }
 
+// x[c] = m(i .. i + W, j + c) for c < W, of which rows and columns are inside; 0 elsewhere.
+INLINE void load_columns(const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns, Vec (&x)[W]) {
+  if (m.type == kFloat && m.column == 1 && rows >= W && columns >= W) return load_turned((const float*)m.data + m.row * i + j, m.row, x);
+  float tile[W * W] __attribute__((aligned(64)));
+  for (int64_t r = 0; r < W; r++) store(tile + r * W, r < rows ? load_some(m, i + r, j, columns) : Vec{});
+  load_turned(tile, W, x);
+}
+
 // to[c][l] = m(i + l, j + c) for l < rows, 0 for the other lanes: rows of a matrix become lanes.
 static void rows_to_lanes(const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns, float* to) {
   for (int64_t l = 0; l < kLanes; l += W)
     for (int64_t c = 0; c < columns; c += W) {
-      Vec x[W];
-      for (int64_t r = 0; r < W; r++) x[r] = l + r < rows ? load_some(m, i + l + r, j + c, columns - c) : Vec{};
-      transpose(x);
+      Vec x[W] = {};
+      if (l < rows) load_columns(m, i + l, rows - l, j + c, columns - c, x);
       for (int64_t r = 0; r < least(columns - c, W); r++) store(to + (c + r) * kLanes + l, x[r]);
     }
 }
 
-INLINE Vec factor_of(const float* factor, int64_t l) { return factor ? load(factor + l) : splat(1.0f); }
-
-// m(i + l, j + c) = from[c][l] * factor[l], or without a factor from[c][l]: lanes become rows again.
+// m(i + l, j + c) = from[c][l] * factor[l] (no factor: 1), or with kAdd has it added: lanes become rows again.
+template <bool kAdd = false>
 static void lanes_to_rows(const float* from, const float* factor, const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns) {
+  const Matrix lanes = {(void*)from, kLanes, 1, kFloat};
   for (int64_t l = 0; l < rows; l += W)
     for (int64_t c = 0; c < columns; c += W) {
       Vec x[W];
-      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) * factor_of(factor, l) : Vec{};
-      transpose(x);
-      for (int64_t r = 0; r < least(rows - l, W); r++) store_some(m, i + l + r, j + c, columns - c, x[r]);
+      load_columns(lanes, c, columns - c, l, W, x);
+      for (int64_t r = 0; r < least(rows - l, W); r++) {
+        const int64_t t = i + l + r, left = columns - c;
+        const Vec y = factor ? x[r] * splat(factor[l + r]) : x[r];
+        store_some(m, t, j + c, left, kAdd ? load_some(m, t, j + c, left) + y : y);
+      }
     }
 }
 
-// m(i + l, j + c) += from[c][l], m of floats in rows.
-static void add_lanes_to_rows(const float* from, const Matrix& m, int64_t i, int64_t rows, int64_t j, int64_t columns) {
-  for (int64_t l = 0; l < rows; l += W)
-    for (int64_t c = 0; c < columns; c += W) {
-      Vec x[W];
-      for (int64_t r = 0; r < W; r++) x[r] = c + r < columns ? load(from + (c + r) * kLanes + l) : Vec{};
-      transpose(x);
-      for (int64_t r = 0; r < least(rows - l, W); r++)
-        store_some(m, i + l + r, j + c, columns - c, load_some(m, i + l + r, j + c, columns - c) + x[r]);
-    }
-}
+INLINE Vec factor_of(const float* factor, int64_t l) { return factor ? load(factor + l) : splat(1.0f); }
 
 // Rows i .. i + rows of m as floats: where they lie, or copied to scratch. Every number is read by itself, so that floats
 // may stay where they are whatever their strides.

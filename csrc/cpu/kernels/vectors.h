@@ -121,20 +121,40 @@ INLINE void set_element(const Matrix& m, int64_t i, int64_t j, float x) {
   }
 }
 
-// W x W numbers, rows for columns: in step d, the d-th bit of the row's number changes places with that of the lane.
-INLINE void transpose(Vec (&x)[W]) {
-  UNROLL for (int d = 1; d < W; d *= 2) {
-    Int low, high;
-    UNROLL for (int l = 0; l < W; l++) {
-      low[l] = l & d ? W + l - d : l;
-      high[l] = l & d ? W + l : l + d;
-    }
-    UNROLL for (int i = 0; i < W; i++) {
-      if (i & d) continue;
-      const Vec a = x[i], b = x[i + d];
-      x[i] = __builtin_shuffle(a, b, low);
-      x[i + d] = __builtin_shuffle(a, b, high);
-    }
+// Fours of floats at p, p + stride, .. side by side.
+INLINE Vec load_fours(const float* p, int64_t stride) {
+#if defined(__AVX512F__)
+  __m512 x = _mm512_castps128_ps512(_mm_loadu_ps(p));
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(p + stride), 1);
+  x = _mm512_insertf32x4(x, _mm_loadu_ps(p + 2 * stride), 2);
+  return (Vec)_mm512_insertf32x4(x, _mm_loadu_ps(p + 3 * stride), 3);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+#else
+  (void)stride;
+  return load_loose(p);
+#endif
+}
+
+// x[c][r] = p[r * stride + c], W x W numbers. What crosses fours is left to the loads: shuffles across a wide vector are slow.
+INLINE void load_turned(const float* p, int64_t stride, Vec (&x)[W]) {
+  Int low, high, first, second;  // pairs of numbers, and of pairs, within fours
+  UNROLL for (int l = 0; l < W; l++) {
+    const int four = l / 4 * 4, k = l % 4;
+    low[l] = four + k / 2 + k % 2 * W;
+    high[l] = low[l] + 2;
+    first[l] = four + k % 2 + k / 2 * W;
+    second[l] = first[l] + 2;
+  }
+  UNROLL for (int c = 0; c < W; c += 4) {
+    Vec row[4];
+    UNROLL for (int r = 0; r < 4; r++) row[r] = load_fours(p + r * stride + c, 4 * stride);
+    const Vec a = __builtin_shuffle(row[0], row[1], low), b = __builtin_shuffle(row[2], row[3], low);
+    const Vec d = __builtin_shuffle(row[0], row[1], high), e = __builtin_shuffle(row[2], row[3], high);
+    x[c] = __builtin_shuffle(a, b, first);
+    x[c + 1] = __builtin_shuffle(a, b, second);
+    x[c + 2] = __builtin_shuffle(d, e, first);
+    x[c + 3] = __builtin_shuffle(d, e, second);
   }
 }
 
