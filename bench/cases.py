@@ -82,6 +82,8 @@ def quick() -> list[Case]:
         *(replace(long, causal=False, clusters=c) for c in (1, 4, 16)),
         *both_passes(*(replace(c, op="attention") for c in lengths)),
         *both_passes(*(replace(c, op="attention", dtype="bf16") for c in lengths)),
+        *both_passes(*(replace(long, op=op, causal=False, dtype="bf16") for op in ATTENTION)),
+        *both_passes(replace(long, op="attention", causal=False)),
         *both_passes(replace(short, op="relu2_affinity")),
         *(c for op in VARLEN for c in both_passes(replace(short, op=op, length=256))),
         *both_passes(replace(mix, chains=True)),
