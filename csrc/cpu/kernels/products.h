@@ -66,7 +66,7 @@ static void product(
 }
 
 // On the diagonal of a causal graph the first kHalfLanes targets of a tile read only its first `low` sources. The products below
-// leave the rest of that half out; so do they write nothing there.
+// leave the rest of that half out, and write nothing there.
 constexpr int64_t kHalfLanes = kLanes / 2;
 
 // Rows are sources, lanes are targets.
