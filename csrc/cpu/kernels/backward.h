@@ -103,9 +103,9 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
     const Floats keys = kPairs ? column_pairs(s.key, source, count, call.E, buffers.keys) : as_floats(s.key, source, count, call.E, buffers.keys);
     const Floats values = kPairs ? column_pairs(s.value, source, count, call.F, buffers.values) : as_floats(s.value, source, count, call.F, buffers.values);
     const Floats key_terms = kPairs ? row_pairs(s.key, source, count, call.E, buffers.key_pairs) : keys;  // along the sources
-    for (int64_t i = 0; i < kSources * E; i += W) store(dkey + i, Vec{});
-    for (int64_t i = 0; i < kSources * F; i += W) store(dvalue + i, Vec{});
-    for (int64_t j = 0; j < kSources; j++) store(columns + j * W, Vec{});
+    zero(dkey, kSources * E);
+    zero(dvalue, kSources * F);
+    zero(columns, kSources * W);
     const int64_t reader = call.causal ? source - call.diagonal : 0;  // the first target that reads any of them
     for (int64_t block = 0; block < blocks; block++) {
       const bool none = (block + 1) * kLanes <= reader ||
@@ -119,8 +119,7 @@ static void backward_as(const Call& call, const Sequence& s, const Gradients& g,
       }
       if (none || !finish_scores<Gradient::kRule>(call, s, targets, source, count, scores, pairs)) continue;
       if (need_scores) {
-        for (int64_t j = low; j < count; j++)
-          for (int64_t l = 0; l < kHalfLanes; l += W) store(products + j * kLanes + l, Vec{});
+        for (int64_t j = low; j < count; j++) zero(products + j * kLanes, kHalfLanes);
         product_of_pairs<false, kPairs>(values.data, values.row, values.column, buffers.dout + block * kLanes * F, kLanes, value_depth, count, targets.lanes, products, kLanes, low);
       }
       if (call.dropout) dropout_tile(call, s, targets.first, source, count, targets.lanes, keep);

@@ -39,7 +39,7 @@ static void forward_as(const Call& call, const Sequence& s, int64_t block, float
   start_targets(call, s, block, targets);
   if (kPairs) lane_pairs(s.query, targets.first, targets.rows, call.E, query);
   else rows_to_lanes(s.query, targets.first, targets.rows, 0, call.E, query);
-  for (int64_t i = 0; i < call.F * kLanes; i += W) store(sums + i, Vec{});
+  zero(sums, call.F * kLanes);
   // With pairs the weights of the second product are rounded to bf16, and divided by their own sum. Not where a gradient may
   // follow, because delta = <dout, out> has to cancel against dP, nor with dropout, which is not in the sum.
   const bool round = kPairs && !s.residual && !call.dropout;

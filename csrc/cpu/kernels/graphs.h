@@ -117,7 +117,7 @@ static void graph_gradient(const Call& call, const Sequence& s, const GraphGradi
   if (to.dbias.data) lanes_to_rows(g.rows, nullptr, to.dbias, targets.first, targets.rows, 0, g.last);
   if (!to.dquery.data && !to.dkey) return;
   const Floats queries = to.dkey ? whole_rows(s.query, targets.first, targets.rows, call.E, b.query_rows) : Floats{};
-  for (int64_t i = 0; i < E * kLanes; i += W) store(b.dquery + i, Vec{});
+  zero(b.dquery, E * kLanes);
   for (int64_t source = 0; source < g.last; source += kSources) {
     if (!g.active[source / kSources]) continue;
     const int64_t count = least(g.last - source, kSources), low = low_sources(call, targets, source, count);

@@ -8,10 +8,6 @@
 namespace glomo {
 namespace GLOMO_ISA {
 
-INLINE void zero(float* x, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += W) store(x + i, Vec{});
-}
-
 // to[l] = weights(target l, n) * factor[l]; no factor: 1
 INLINE void lane_weights(const Matrix& weights, const Targets& targets, int64_t n, const float* factor, float* to) {
   for (int64_t l = 0; l < kLanes; l++) to[l] = element(weights, targets.first + least(l, targets.rows - 1), n) * (factor ? factor[l] : 1.0f);

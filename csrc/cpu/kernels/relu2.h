@@ -73,7 +73,7 @@ struct Relu2Gradient {
 
   static void constants(float* of, float normalizer, float, float dnormalizer, float delta, float eps) {
     const float inverse = normalizer == 0.0f ? 0.0f : 1.0f / (normalizer + eps);
-    of[0] = inverse == __builtin_inff() ? __FLT_MAX__ : inverse;
+    of[0] = inverse == __builtin_inff() ? __FLT_MAX__ : inverse;  // eps = 0 and Z under 3e-39: finite, no more
     of[kLanes] = delta;
     of[2 * kLanes] = dnormalizer;
   }

@@ -21,6 +21,11 @@ struct Scratch {
   }
 };
 
+// floats: a multiple of W.
+INLINE void zero(float* x, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += W) store(x + i, Vec{});
+}
+
 // m(i, j .. j + W) as a vector; columns beyond count are 0.
 INLINE Vec load_some(const Matrix& m, int64_t i, int64_t j, int64_t count) {
   if (m.type == kFloat && m.column == 1 && count >= W) return load_loose((const float*)m.data + m.row * i + j);
