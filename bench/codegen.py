@@ -25,7 +25,8 @@ from unittest import mock
 
 import torch
 
-from glomo.kernels import configurations, triton_backward
+from glomo.kernels import configurations, triton_attention, triton_backward
+from glomo.kernels.attention import triton as softmax_attention
 from glomo.kernels.launch import Launch
 from glomo.kernels.relu2_affinity import triton as affinity
 from glomo.kernels.relu2_attention import triton as attention
@@ -92,16 +93,39 @@ def attend(
     attention.relu2_attention_backward(gradients, list(outputs), *arguments, needs=needs)
 
 
-def attend_packed(case: Case) -> None:
-    """relu2_attention_varlen forward and backward: 16 sequences of equal length."""
+def attend_softmax(case: Case, mask: str | None = None, diagonal: int | None = None, dropout_p: float = 0.0) -> None:
+    """attention forward and backward; mask "bool" is a padding mask, "float" one number a pair, the same in all heads."""
+    t = case.size
+    query, key, value = (case.tensor(case.heads, t, d) for d in (case.width, case.width, case.features))
+    m = None
+    if mask is not None:
+        m = case.tensor(case.heads, 1, t, dtype=torch.float32) > 0 if mask == "bool" else case.tensor(t, t)
+    seed = torch.zeros((), dtype=torch.int64, device=case.device) if dropout_p else None
+    arguments = (query, key, value, m, seed, dropout_p, diagonal, case.width**-0.5)
+    outputs = softmax_attention.attention_forward(*arguments)
+    gradients = [torch.empty_like(outputs[0]), torch.empty_like(outputs[1])]
+    needs = [True, True, True, mask == "float"]
+    softmax_attention.attention_backward(gradients, list(outputs), *arguments, needs=needs)
+
+
+def packed(case: Case) -> tuple[torch.Tensor, ...]:
+    """query, key, value and the boundaries of 16 sequences of equal length."""
     shape = (16 * case.size, max(case.heads // 16, 1))
-    query, key, value = (
-        case.tensor(*shape, case.width),
-        case.tensor(*shape, case.width),
-        case.tensor(*shape, case.features),
-    )
     ends = torch.arange(17, dtype=torch.int32, device=case.device) * case.size
-    arguments = (query, key, value, ends, ends, None, None, 0.0, -1, 1.0, 1e-6)
+    return *(case.tensor(*shape, d) for d in (case.width, case.width, case.features)), ends, ends
+
+
+def attend_softmax_packed(case: Case) -> None:
+    """attention_varlen forward and backward."""
+    arguments = (*packed(case), None, 0.0, 0, case.width**-0.5)
+    outputs = softmax_attention.attention_varlen_forward(*arguments)
+    gradients = [torch.empty_like(t) for t in outputs[:2]]
+    softmax_attention.attention_varlen_backward(gradients, list(outputs), *arguments, needs=[True] * 3)
+
+
+def attend_packed(case: Case) -> None:
+    """relu2_attention_varlen forward and backward."""
+    arguments = (*packed(case), None, None, 0.0, -1, 1.0, 1e-6)
     outputs = attention.relu2_attention_varlen_forward(*arguments)
     gradients = [torch.empty_like(t) for t in outputs]
     attention.relu2_attention_varlen_backward(gradients, list(outputs), *arguments, needs=[True] * 3 + [False])
@@ -126,6 +150,12 @@ CALLS: dict[str, Callable[[Case], None]] = {
     "full bias": lambda c: attend(c, bias="full", diagonal=-1),
     "dropout": lambda c: attend(c, dropout_p=0.1, diagonal=0),
     "skipping tiles": lambda c: attend(c._replace(size=2048), bias="head"),
+    "softmax": attend_softmax,
+    "softmax, causal": lambda c: attend_softmax(c, diagonal=0),
+    "softmax, packed": attend_softmax_packed,
+    "softmax, padding mask": lambda c: attend_softmax(c, mask="bool"),
+    "softmax, float mask": lambda c: attend_softmax(c, mask="float"),
+    "softmax, dropout": lambda c: attend_softmax(c, dropout_p=0.1, diagonal=0),
 }
 
 
@@ -142,7 +172,7 @@ def with_tf32(run: Callable[[Case], None]) -> Callable[[Case], None]:
 
 def cases(quick: bool, architecture: str) -> Iterator[Case]:
     if quick:
-        for name in list(CALLS)[:2]:
+        for name in [*list(CALLS)[:2], "softmax"]:
             yield Case(name, torch.bfloat16, 64, 64, CALLS[name])
         return
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -161,7 +191,7 @@ def launches(case: Case, architecture: str) -> list[Launch]:
     """What the case launches on a GPU of that architecture. On "meta" tensors nothing runs."""
     found: list[Launch] = []
     run = Launch.run
-    for memory in (attention._PLANS, triton_backward._CALLS):  # of other architectures and configurations
+    for memory in (triton_attention._PLANS, triton_backward._CALLS):  # of other architectures and configurations
         memory.clear()
 
     def record(launch: Launch) -> None:

@@ -178,6 +178,12 @@ def check_bool_mask(attn_mask: Tensor | None) -> None:
         raise TypeError(f"attn_mask must be a bool tensor (True = may be read), not {attn_mask.dtype}.")
 
 
+def bias_and_mask(attn_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """attention's mask: a bool mask says what may be read, a float mask is added to the scores."""
+    is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
+    return (None, attn_mask) if is_bool else (attn_mask, None)
+
+
 class HeadGroups:
     """Grouped-query attention as broadcasting: query (..., H, T, E) is seen as (..., Hk, H / Hk, T, E) and key, value
     (..., Hk, S, E) as (..., Hk, 1, S, E), so that the backends only ever broadcast leading dimensions."""

@@ -33,7 +33,7 @@ OPS = (
     "attention_varlen",
 )
 
-TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
+TRITON_OPS = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen", "attention", "attention_varlen")
 TRITON_WIDTH = 256
 """The widest query that the Triton kernels hold in one tile."""
 TRITON_FP32_WIDTH = 64

@@ -194,6 +194,11 @@ def kind_of(t: Tensor | None, scalars: bool) -> str:
     return "row" if rows else "column" if columns else "scalar"
 
 
+def is_folded(softmax: bool, bias_kind: str, scale: float) -> bool:
+    """Whether a softmax takes its scores unscaled, the scale being a factor of the exponent."""
+    return softmax and bias_kind == "none" and scale > 0
+
+
 def diagonal_within(diagonal: int | None, num_targets: int, num_sources: int) -> int:
     """A diagonal that allows the same pairs and stays far from the ends of 32-bit integers."""
     return max(-num_targets, min(diagonal or 0, num_sources))

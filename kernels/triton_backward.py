@@ -1,5 +1,5 @@
-"""The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention and
-relu2_affinity."""
+"""The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention, relu2_affinity and
+attention."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from .launch import (
     diagonal_within,
     dropout_numbers,
     expand_all,
+    is_folded,
     is_wide,
     kind_of,
     layout,
     remembered,
     tile_count,
 )
+from .triton_attention import Numbers, packed_pairs
 from .triton_lists import mask_states, tile_lists, transposed
 
 _TOLERANCE = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2.0**-24}
@@ -34,42 +36,39 @@ _TOLERANCE = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2
 
 def score_gradients(
     dout: Tensor,
-    dnormalizer: Tensor,
-    out: Tensor,
-    normalizer: Tensor,
-    active: Tensor,
+    out: Tensor | None,
+    statistics: dict[str, Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor | None,
     bias: Tensor | None,
     attn_mask: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
     seed: Tensor | None,
-    dropout_p: float,
-    diagonal: int | None,
-    scale: float,
-    eps: float,
+    numbers: Numbers,
     needs: list[bool],
+    active: Tensor | None = None,
+    sequences: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias, empty where `needs` says that none is needed.
 
-    Without a value, out is the affinity and dout its gradient; packed batches come as views (..., total, D).
+    The statistics of the rows are the normalizer and its gradient dnormalizer; for softmax the sum of exp(s - peak),
+    the gradient of lse, and the peak. Without value and out, dout is the gradient of the affinity. Packed batches come
+    as views (..., total, D).
     """
-    lead = normalizer.shape[:-1]
+    dropout_p, diagonal, scale, eps = numbers
+    lead = statistics["normalizer"].shape[:-1]
     inputs = dict(query=query, key=key, value=value, bias=at_least_2d(bias), mask=at_least_2d(attn_mask))
-    rows = dict(dout=dout, out=None if value is None else out, normalizer=normalizer, dnormalizer=dnormalizer)
+    rows: dict[str, Tensor | None] = dict(dout=dout, out=out, peak=None) | statistics
     options = dict(
         diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
         **dropout_numbers(dropout_p),
     )
-    sequences = (cu_seqlens_q, cu_seqlens_k)
     try:
         call = _call(lead, inputs | rows, active, sequences, seed, diagonal, eps, options)
     except TooManyDimensions:
         wide = dict(zip(inputs, expand_all(lead, list(inputs.values())), strict=True))
-        rows |= dict(dout=dout.contiguous(), dnormalizer=dnormalizer.contiguous())
+        rows |= dict(dout=dout.contiguous(), dnormalizer=statistics["dnormalizer"].contiguous())
         call = _call(lead, wide | rows, active, sequences, seed, diagonal, eps, options)
     need_query, need_key, need_value, need_bias = needs
     kind = kind_of(inputs["bias"], scalars=True) if need_bias else "none"
@@ -85,13 +84,38 @@ def score_gradients(
     ]
 
 
+def packed_gradients(
+    dout: Tensor,
+    out: Tensor,
+    statistics: dict[str, Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    needs: list[bool],
+) -> list[Tensor]:
+    """The same for packed batches as they are: (total, ..., D), statistics (total, ...)."""
+    dout, out, query, key, value = (t.movedim(0, -2) for t in (dout, out, query, key, value))
+    rows = {name: t.movedim(0, -1) for name, t in statistics.items()}
+    gradients = score_gradients(
+        dout, out, rows, query, key, value, packed_pairs(bias), None, seed, numbers, needs,
+        sequences=(cu_seqlens_q, cu_seqlens_k),
+    )  # fmt: skip
+    back = [((-2,), (0,))] * 3 + [((-2, -1), (0, 1))]
+    return [g.movedim(*m).contiguous() if need else g for g, m, need in zip(gradients, back, needs, strict=True)]
+
+
 _CALLS: dict[Any, _Call] = {}
 
 
 def _call(
     lead: torch.Size,
     tensors: dict[str, Tensor | None],
-    active: Tensor,
+    active: Tensor | None,
     sequences: tuple[Tensor | None, Tensor | None],
     seed: Tensor | None,
     diagonal: int | None,
@@ -117,6 +141,9 @@ def _call(
     return call
 
 
+_STATISTICS = ("normalizer", "dnormalizer", "peak")
+
+
 class _Call:
     """One backward pass: the operands that its kernels share."""
 
@@ -125,7 +152,7 @@ class _Call:
     value: Any
     bias: Any
     mask: Any
-    active: Tensor
+    active: Tensor | None
     seed: Tensor | None
     cu_seqlens_q: Tensor | None
     cu_seqlens_k: Tensor | None
@@ -137,7 +164,7 @@ class _Call:
     options: dict[str, Any]
 
     def __init__(self, lead: torch.Size, tensors: dict[str, Tensor | None]) -> None:
-        tails = {name: 1 if name.endswith("normalizer") else 2 for name in tensors}
+        tails = {name: 1 if name in _STATISTICS else 2 for name in tensors}
         self.batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None])
         views = {name: self.batches.optional(t, tails[name]) for name, t in tensors.items()}
         self.operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
@@ -145,15 +172,16 @@ class _Call:
         query, key = tensors["query"], tensors["key"]
         assert query is not None and key is not None
         self.T, self.S = query.size(-2), key.size(-2)
+        self.softmax = tensors["peak"] is not None
 
     def _inputs(self) -> dict[str, Operand | None]:
         """Of the kernels that take what the first one made of the rows' statistics."""
-        return {name: self.operands[name] for name in ("query", "key", "value", "bias", "mask", "dout")}
+        return {name: self.operands[name] for name in ("query", "key", "value", "bias", "mask", "dout", "peak")}
 
     def _lists(self, tile: Configuration, over_targets: bool) -> Operand | None:
         """Tiles to visit, from the active blocks that the forward pass found or else from the mask."""
         if self.states is None:
-            if self.active.numel():
+            if self.active is not None:
                 flags = self.active.view(*self.batches.sizes, *self.active.shape[-2:])
                 self.states = Operand(flags, *flags.stride())
             elif self.mask is not None:
@@ -186,16 +214,23 @@ class _Call:
         """fp32 where a sum follows."""
         return t.dtype if self.batches.owns(t) == kept else torch.float32
 
+    def _scaled(self) -> bool:
+        """Whether products with gradients of scores leave the dtype's range: for softmax fp16's alone."""
+        return self.query.dtype == torch.float16 or (self.query.dtype == torch.float32 and not self.softmax)
+
     def _configuration(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         return remembered(self.configurations, kernel, lambda: self._choose(kernel))
 
     def _choose(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
         kind = kind_of(self.bias, scalars=True)
-        masked = self.mask is not None or self.active.numel() > 0
+        masked = self.mask is not None or self.active is not None
         heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
-        if self.value is None and kernel != "pairs":
+        if self.softmax:
+            kernel = f"attention_{kernel}"
+        elif self.value is None and kernel != "pairs":
             kernel = f"affinity_{kernel}"
+        folded = is_folded(self.softmax, kind, self.options["scale"])
         tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
         constants = dict(
             WIDTH=self.query.size(-1),
@@ -208,7 +243,8 @@ class _Call:
             BIAS=kind,
             MASK=kind_of(self.mask, scalars=False),
             CAUSAL=self.diagonal is not None,
-            SCALE=self.options["scale"] != 1.0,
+            SCALE=self.options["scale"] != 1.0 and not folded,
+            FOLDED=folded,
             PRECISION=precision(self.query.dtype),
             WIDE=is_wide(self.operands.values(), max(tile.M, tile.N), max(width, tile.features, tile.N)),
         )
@@ -252,7 +288,7 @@ class _Call:
             ),
             dict(
                 **constants,
-                SCALED=self.query.dtype != torch.bfloat16,
+                SCALED=self._scaled(),
                 TOLERANCE=_TOLERANCE[self.query.dtype],
             ),
             tile,
@@ -328,7 +364,7 @@ class _Call:
                 seed=self.seed,
                 **self.options,
             ),
-            dict(**constants, SCALED=self.query.dtype != torch.bfloat16),
+            dict(**constants, SCALED=self._scaled()),
             tile,
         ).run()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import bias_and_mask
 from ..blocked_scores import Dropout, ScoreGradients, Scores, gradient_like
 from ..tiles import add_to, pad_lead, store, take_flat
 from ..varlen import backward_sequences, forward_sequences
@@ -20,10 +21,7 @@ MINUS_INFINITY = float("-inf")
 def masked_scores(
     query: Tensor, key: Tensor, attn_mask: Tensor | None, diagonal: int | None, scale: float, lead: torch.Size
 ) -> Scores:
-    """A bool mask says what may be read, a float mask is added to the scores."""
-    is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
-    bias, mask = (None, attn_mask) if is_bool else (attn_mask, None)
-    return Scores(query, key, bias, mask, diagonal, scale, lead, fill=MINUS_INFINITY)
+    return Scores(query, key, *bias_and_mask(attn_mask), diagonal, scale, lead, fill=MINUS_INFINITY)
 
 
 def attention_forward(

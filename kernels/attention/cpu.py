@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import cpu_attention
+from ..arguments import bias_and_mask
 from ..cpu_attention import SOFTMAX
-
-
-def bias_and_mask(attn_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """A bool mask says what may be read, a float mask is added to the scores."""
-    is_bool = attn_mask is not None and attn_mask.dtype == torch.bool
-    return (None, attn_mask) if is_bool else (attn_mask, None)
 
 
 def attention_forward(

@@ -20,7 +20,7 @@ from ..arguments import (
 from ..backend import select_backend
 from ..registration import differentiable_op, fake_packed_rows, fake_rows, saving
 from ..varlen import check_varlen, split_heads
-from . import blocked, cpu, reference
+from . import blocked, cpu, reference, triton
 
 _blocked = differentiable_op(
     "attention_blocked",
@@ -56,8 +56,42 @@ _cpu_varlen = differentiable_op(
     saved_outputs=2,
 )
 
-_BACKENDS = {"reference": reference.attention, "blocked": _blocked, "cpu": saving(_cpu)}
-_VARLEN_BACKENDS = {"reference": reference.attention_varlen, "blocked": _blocked_varlen, "cpu": saving(_cpu_varlen)}
+
+def _fake_triton(query, key, value, *_):
+    out, lse = fake_rows(query, key, value)
+    return out, lse, torch.empty_like(lse), torch.empty_like(lse)
+
+
+def _fake_triton_varlen(query, key, value, *_):
+    out, lse = fake_packed_rows(query, key, value)
+    return out, lse, torch.empty_like(lse), torch.empty_like(lse)
+
+
+_triton = differentiable_op(
+    "attention_triton",
+    triton.attention_forward,
+    triton.attention_backward,
+    _fake_triton,
+    differentiable=("query", "key", "value", "attn_mask"),
+    saved_outputs=2,
+)
+
+_triton_varlen = differentiable_op(
+    "attention_varlen_triton",
+    triton.attention_varlen_forward,
+    triton.attention_varlen_backward,
+    _fake_triton_varlen,
+    differentiable=("query", "key", "value"),
+    saved_outputs=2,
+)
+
+_BACKENDS = {"reference": reference.attention, "blocked": _blocked, "cpu": saving(_cpu), "triton": _triton}
+_VARLEN_BACKENDS = {
+    "reference": reference.attention_varlen,
+    "blocked": _blocked_varlen,
+    "cpu": saving(_cpu_varlen),
+    "triton": _triton_varlen,
+}
 
 
 def _check_mask(attn_mask: Tensor | None, query: Tensor, is_causal: bool) -> None:

@@ -1,9 +1,12 @@
-"""The gradient kernels of relu2_attention and relu2_affinity in Triton: no atomics, one owner for every number.
+"""The gradient kernels of relu2_attention, relu2_affinity and attention in Triton: no atomics, one owner for every
+number.
 
 With g[t, j] = dP[t, j] - delta[t] + dZ[t] (Z[t] + eps), where dP = dout V^T (relu2_affinity: dP = dA), the score's
-gradient is ds = 2 r g / (Z + eps). A kernel over blocks of targets sums dquery and the gradient of a bias per target,
-one over blocks of sources dkey, dvalue and the gradient of a bias per source, and one over tiles the gradient of a full
-bias.
+gradient is ds = 2 r g / (Z + eps). For softmax ds = P g with g = dP - delta + dlse and P = exp(s - peak) / Z, where Z
+is the sum of the exponentials, eps is 0 and dlse stands in the place of dZ Z.
+
+A kernel over blocks of targets sums dquery and the gradient of a bias per target, one over blocks of sources dkey,
+dvalue and the gradient of a bias per source, and one over tiles the gradient of a full bias.
 
 delta[t] = sum_j A[t, j] dP[t, j]. The usual short cut <out, dout> is only as exact as the rounded out, which is far too
 little where dP and delta nearly cancel (a row with one source) and Z is small. So the first kernel starts from the
@@ -16,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import bias_of_rows, rectified
+from .scores import bias_of_rows, slopes
 from .tiles import (
     SMALLEST,
     add_product,
@@ -82,6 +85,15 @@ def weight_gradients(
 
 
 @triton.jit
+def load_peaks(x, base, num_rows, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
+    """[ROWS]; infinite beyond num_rows, so that no exponential there overflows."""
+    peaks = load_rows(x, base, num_rows, ROWS, CHECK, WIDE)
+    if CHECK:
+        peaks = tl.where(tl.arange(0, ROWS) < num_rows, peaks, float("inf"))
+    return peaks
+
+
+@triton.jit
 def targets_kernel(
     query,
     key,
@@ -91,7 +103,8 @@ def targets_kernel(
     out,
     dout,
     normalizer,
-    dnormalizer,
+    dnormalizer,  # dZ, for softmax dlse
+    peak,  # for softmax, else None
     shift,  # result: delta - dZ (Z + eps), fp32
     inverse,  # result: 1 / (Z + eps), fp32
     dquery,  # result, or None
@@ -121,6 +134,7 @@ def targets_kernel(
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     SCALE: tl.constexpr,
+    FOLDED: tl.constexpr,
     SCALED: tl.constexpr,
     TOLERANCE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -154,6 +168,11 @@ def targets_kernel(
     dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
     below = inverse_denominator(z, eps)
     from_z = dz * (z + eps)
+    SOFTMAX: tl.constexpr = peak is not None
+    peaks = z  # not used, but for softmax
+    if SOFTMAX:
+        peaks = load_peaks(peak, at(peak, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+        from_z = tl.where(z == 0.0, 0.0, dz)
     CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
     do = q  # not used, unless the value is narrow enough to keep its tile
     delta = tl.zeros([M], tl.float32)
@@ -190,9 +209,9 @@ def targets_kernel(
                 column = j * N
                 k_base = key_base + column.to(tl.int64) * key.row
                 k = load_tile(key, k_base, S - column, WIDTH, N, E, PARTIAL, E != WIDTH, WIDE)
-                r = rectified(
-                    q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
-                    BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
+                r = slopes(
+                    q, k, bias, bias_base, bias_rows, mask, mask_base, peaks, row, column, T, S, diagonal, scale,
+                    BIAS, MASK, CAUSAL, SCALE, SOFTMAX, FOLDED, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
                 v = k
                 if value is not None and FEATURES <= F:
@@ -207,7 +226,7 @@ def targets_kernel(
                     dp = tl.where(keep, dp * keep_scale, 0.0)
                 g = dp - g0[:, None]
                 ds = r * g
-                pg = r * ds
+                pg = ds if SOFTMAX else r * ds
                 moment += tl.sum(pg, 1)
                 spread += tl.sum(tl.abs(pg), 1)
                 if dbias is not None:
@@ -222,10 +241,11 @@ def targets_kernel(
     store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
     store_rows(inverse, at(inverse, i0, i1, i2, row0 + row), below, T - row)
     if dquery is not None:
-        factor = in_units(below, unit, q.dtype, SCALED) * (2.0 * scale)
+        factor = in_units(below, unit, q.dtype, SCALED) * (scale if SOFTMAX else 2.0 * scale)
         store_tile(dquery, at(dquery, i0, i1, i2, row0 + row), acc * factor[:, None], T - row, WIDTH, WIDE)
     if dbias is not None:
-        store_rows(dbias, at(dbias, i0, i1, i2, row0 + row), 2.0 * below * sums, T - row)
+        factor = below if SOFTMAX else 2.0 * below
+        store_rows(dbias, at(dbias, i0, i1, i2, row0 + row), factor * sums, T - row)
 
 
 @triton.jit
@@ -236,6 +256,7 @@ def sources_kernel(
     bias,
     mask,
     dout,
+    peak,  # for softmax, else None
     inverse,
     shift,
     dkey,  # results, or None
@@ -267,6 +288,7 @@ def sources_kernel(
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     SCALE: tl.constexpr,
+    FOLDED: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
@@ -287,6 +309,7 @@ def sources_kernel(
         return
 
     SCORES: tl.constexpr = dkey is not None or dbias is not None
+    SOFTMAX: tl.constexpr = peak is not None
     CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
     k = load_tile(key, at(key, k0, k1, k2, column0 + column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
     v = k
@@ -304,6 +327,7 @@ def sources_kernel(
         query_base = at(query, i0, i1, i2, row0)
         dout_base = at(dout, i0, i1, i2, row0) + features.to(tl.int64) * dout.column
         value_base = at(value, i0, i1, i2, column0) if value is not None else None
+        peak_base = at(peak, i0, i1, i2, row0) if SOFTMAX else None
         inverse_base = at(inverse, i0, i1, i2, row0)
         shift_base = at(shift, i0, i1, i2, row0)
         bias_start = at(bias, i0, i1, i2, row0) + column0.to(tl.int64) * bias.column if bias is not None else None
@@ -321,9 +345,12 @@ def sources_kernel(
                 mask_base = mask_start + start * mask.row if mask is not None else None
                 bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
                 below = load_rows(inverse, inverse_base + start * inverse.row, T - row, M, CHECK_T, WIDE)
-                r = rectified(
-                    q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
-                    BIAS, MASK, CAUSAL, SCALE, PARTIAL, True, PRECISION, WIDE,
+                peaks = below  # not used, but for softmax
+                if SOFTMAX:
+                    peaks = load_peaks(peak, peak_base + start * peak.row, T - row, M, CHECK_T, WIDE)
+                r = slopes(
+                    q, k, bias, bias_base, bias_rows, mask, mask_base, peaks, row, column, T, S, diagonal, scale,
+                    BIAS, MASK, CAUSAL, SCALE, SOFTMAX, FOLDED, PARTIAL, True, PRECISION, WIDE,
                 )  # fmt: skip
                 normalised = r * below[None, :]
                 do = q
@@ -333,7 +360,7 @@ def sources_kernel(
                 if seed is not None:
                     keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
                 if dvalue is not None:
-                    weights = r * normalised
+                    weights = normalised if SOFTMAX else r * normalised
                     if seed is not None:
                         weights = tl.where(keep, weights, 0.0)
                     dv, unit_v = add_product(dv, unit_v, weights, do, SCALED, PRECISION)
@@ -352,15 +379,16 @@ def sources_kernel(
                         dk, unit_k = add_product(dk, unit_k, ds, q, SCALED, PRECISION)
 
     left = S - column
+    DOUBLED: tl.constexpr = 1.0 if SOFTMAX else 2.0
     if dkey is not None:
-        factor = in_units(tl.full([N], 2.0, tl.float32) * scale, unit_k, k.dtype, SCALED)
+        factor = in_units(tl.full([N], DOUBLED, tl.float32) * scale, unit_k, k.dtype, SCALED)
         store_tile(dkey, at(dkey, k0, k1, k2, column0 + column), dk * factor[:, None], left, WIDTH, WIDE)
     if dvalue is not None:
         factor = in_units(tl.full([N], 1.0, tl.float32) * keep_scale, unit_v, k.dtype, SCALED)
         base = at(dvalue, k0, k1, k2, column0 + column) + features
         store_tile(dvalue, base, dv * factor[:, None], left, FEATURES - features, WIDE)
     if dbias is not None:
-        store_rows(dbias, at(dbias, k0, k1, k2, column0 + column), 2.0 * sums, left)
+        store_rows(dbias, at(dbias, k0, k1, k2, column0 + column), DOUBLED * sums, left)
 
 
 @triton.jit
@@ -371,6 +399,7 @@ def pairs_kernel(
     bias,
     mask,
     dout,
+    peak,  # for softmax, else None
     inverse,
     shift,
     dbias,  # result, every pair
@@ -396,6 +425,7 @@ def pairs_kernel(
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     SCALE: tl.constexpr,
+    FOLDED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -405,6 +435,7 @@ def pairs_kernel(
     row = tl.program_id(0) // tiles % row_tiles * M
     k0, k1, k2 = batch_index(tl.program_id(0) // tiles // row_tiles, kept_lead)
     left = T - row
+    SOFTMAX: tl.constexpr = peak is not None
     total = tl.zeros([M, N], tl.float32)
     visited = repeats[0] * repeats[1] * repeats[2]
     if CAUSAL:
@@ -415,9 +446,13 @@ def pairs_kernel(
         q = load_tile(query, at(query, i0, i1, i2, row), left, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
         k = load_tile(key, at(key, i0, i1, i2, column), S - column, WIDTH, N, E, True, E != WIDTH, WIDE)
         mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
-        r = rectified(
-            q, k, bias, at(bias, i0, i1, i2, row), tl.zeros([M], tl.float32), mask, mask_base, row, column, T, S,
-            diagonal, scale, BIAS, MASK, CAUSAL, SCALE, True, False, PRECISION, WIDE,
+        no_rows = tl.zeros([M], tl.float32)
+        peaks = no_rows
+        if SOFTMAX:
+            peaks = load_peaks(peak, at(peak, i0, i1, i2, row), left, M, CHECK_T, WIDE)
+        r = slopes(
+            q, k, bias, at(bias, i0, i1, i2, row), no_rows, mask, mask_base, peaks, row, column, T, S,
+            diagonal, scale, BIAS, MASK, CAUSAL, SCALE, SOFTMAX, FOLDED, True, False, PRECISION, WIDE,
         )  # fmt: skip
         dout_base = at(dout, i0, i1, i2, row)
         value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
@@ -436,4 +471,5 @@ def pairs_kernel(
         below = load_rows(inverse, at(inverse, i0, i1, i2, row), left, M, CHECK_T, WIDE)
         g0 = load_rows(shift, at(shift, i0, i1, i2, row), left, M, CHECK_T, WIDE)
         total += r * below[:, None] * (dp - g0[:, None])
-    store_tile(dbias, at(dbias, k0, k1, k2, row) + column, 2.0 * total, left, S - column, WIDE)
+    total = total if SOFTMAX else 2.0 * total
+    store_tile(dbias, at(dbias, k0, k1, k2, row) + column, total, left, S - column, WIDE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import bias_of_rows, rectified
+from .scores import bias_of_rows, scores
 from .tiles import at, batch_index, inverse_denominator, load_tile, store_rows, store_tile, tile_number, walk_sources
 
 
@@ -57,9 +57,9 @@ def affinity_kernel(
                 j = tile_number(None, None, i)
                 base = key_base + (j * N).to(tl.int64) * key.row
                 k = load_tile(key, base, S - j * N, WIDTH, N, E, PARTIAL, E != WIDTH, WIDE)
-                r = rectified(
+                r = scores(
                     q, k, bias, bias_base, bias_rows, mask, mask_base, row, j * N, T, S, diagonal, scale,
-                    BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
+                    BIAS, MASK, CAUSAL, SCALE, False, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
                 if WRITE:
                     store_tile(affinity, result + j * N, r * (r * inverse[:, None]), T - row, S - j * N, WIDE)

@@ -1,5 +1,5 @@
-"""Scores of the ReLU² ops in Triton: r = relu(scale <q, k> + bias) on allowed pairs, tile by tile, in both
-orientations.
+"""Scores in Triton, tile by tile, in both orientations: scale <q, k> + bias on allowed pairs, and what the two ops make
+of them: r = relu(s) for ReLU², exp(s - peak) for softmax. The score's gradient is that slope times a number a row.
 
 A bias comes as one of the kinds "none", "scalar" (one number a batch-head), "row" (a number a target), "column" (a
 number a source), "full"; a mask as "none", "column", "full". What a kind needs once is loaded outside the walk over the
@@ -13,9 +13,11 @@ import triton.language as tl
 
 from .tiles import load_rows, load_tile, product
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
-def rectified(
+def scores(
     query,  # [M, E]
     key,  # [N, E]
     bias,
@@ -33,12 +35,16 @@ def rectified(
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     SCALE: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     PARTIAL: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """r [M, N], or its transpose [N, M]. Only PARTIAL tiles look at the mask, the diagonal and the last source."""
+    """[M, N] or the transpose [N, M]: for SOFTMAX s, -inf where a pair is not allowed, else relu(s), 0 there.
+
+    Only PARTIAL tiles look at the mask, the diagonal and the last source.
+    """
     M: tl.constexpr = query.shape[0]
     N: tl.constexpr = key.shape[0]
     if TRANSPOSED:
@@ -59,7 +65,8 @@ def rectified(
         base = bias_base + column.to(tl.int64) * bias.column
         b = load_tile(bias, base, num_rows - row, num_columns - column, M, N, True, True, WIDE).to(tl.float32)
         s = s + (tl.trans(b) if TRANSPOSED else b)
-    r = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    if not SOFTMAX:
+        s = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if PARTIAL:
         j, t = column + tl.arange(0, N), row + tl.arange(0, M)
         j, t = (j[:, None], t[None, :]) if TRANSPOSED else (j[None, :], t[:, None])
@@ -79,8 +86,57 @@ def rectified(
             base = mask_base + column.to(tl.int64) * mask.column
             m = load_tile(mask, base, num_rows - row, num_columns - column, M, N, True, True, WIDE) != 0
             allowed = allowed & (tl.trans(m) if TRANSPOSED else m)
-        r = tl.where(allowed, r, 0.0)
-    return r
+        s = tl.where(allowed, s, float("-inf") if SOFTMAX else 0.0)
+    return s
+
+
+@triton.jit
+def exponentials(s, peak, scale, FOLDED: tl.constexpr):
+    """exp of the scores over their row's peak, which is broadcast to them.
+
+    FOLDED scores are not scaled yet, and their peak is in powers of two: one instruction before the exponential.
+    """
+    if FOLDED:
+        return tl.exp2(s * (scale * LOG2_E) - peak)
+    else:  # a difference first: a mask's largest negative number times log2(e) is no number
+        return tl.exp2((s - peak) * LOG2_E)
+
+
+@triton.jit
+def slopes(
+    query,
+    key,
+    bias,
+    bias_base,
+    bias_rows,
+    mask,
+    mask_base,
+    peaks,  # [M], for SOFTMAX
+    row,
+    column,
+    num_rows,
+    num_columns,
+    diagonal,
+    scale,
+    BIAS: tl.constexpr,
+    MASK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SCALE: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    FOLDED: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """r or exp(s - peak) [M, N], or the transpose."""
+    s = scores(
+        query, key, bias, bias_base, bias_rows, mask, mask_base, row, column, num_rows, num_columns, diagonal, scale,
+        BIAS, MASK, CAUSAL, SCALE, SOFTMAX, PARTIAL, TRANSPOSED, PRECISION, WIDE,
+    )  # fmt: skip
+    if SOFTMAX:
+        s = exponentials(s, peaks[None, :] if TRANSPOSED else peaks[:, None], scale, FOLDED)
+    return s
 
 
 @triton.jit

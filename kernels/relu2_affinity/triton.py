@@ -54,11 +54,9 @@ def relu2_affinity_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key and bias."""
-    (daffinity, dnormalizer), (affinity, normalizer) = grad_outputs, outputs
-    dquery, dkey, _, dbias = score_gradients(
-        daffinity, dnormalizer, affinity, normalizer, query.new_empty(0), query, key, None, bias, attn_mask,
-        None, None, None, 0.0, diagonal, scale, eps, [needs[0], needs[1], False, needs[2]],
-    )  # fmt: skip
+    rows = dict(normalizer=outputs[1], dnormalizer=grad_outputs[1])
+    arguments = query, key, None, bias, attn_mask, None, (0.0, diagonal, scale, eps)
+    dquery, dkey, _, dbias = score_gradients(grad_outputs[0], None, rows, *arguments, [*needs[:2], False, needs[2]])
     return [dquery, dkey, dbias]
 
 

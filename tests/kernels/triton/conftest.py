@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from glomo.kernels import configurations, triton_backward, use_backend
+from glomo.kernels import configurations, triton_attention, triton_backward, use_backend
 from glomo.kernels.relu2_attention import triton as attention
 
 
@@ -29,7 +29,7 @@ def tiles(monkeypatch):
 
     def forget():
         configurations._entry.cache_clear()
-        attention._PLANS.clear()
+        triton_attention._PLANS.clear()
         triton_backward._CALLS.clear()
 
     yield use

@@ -1,6 +1,8 @@
-"""relu2_attention in Triton: the forward kernel, and the op over the shared gradient kernels.
+"""relu2_attention and attention in Triton: one forward kernel, two rules for weights.
 
-One pass over the sources: acc += r² V and Z += sum r², no row maximum, no exponential; out = acc / (Z + eps).
+One pass over the sources. ReLU²: acc += r² V and Z += sum r², no row maximum, no exponential; out = acc / (Z + eps).
+Softmax: the same with exp(s - peak) in the place of r², where peak is the row's largest score so far; a larger one
+scales acc and Z down.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import bias_of_rows, rectified
+from .scores import LOG2_E, bias_of_rows, exponentials, scores
 from .tiles import (
     SMALLEST,
     add_product,
@@ -36,7 +38,9 @@ def forward_kernel(
     bias,
     mask,
     out,
-    normalizer,
+    normalizer,  # result: Z, for softmax the sum of exp(s - peak)
+    lse,  # results of softmax, None for ReLU²: log of the sum of exp(s) ...
+    peak,  # ... and the largest score (in powers of two where FOLDED)
     active,
     lists,
     cu_seqlens_q,
@@ -63,6 +67,7 @@ def forward_kernel(
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
     SCALE: tl.constexpr,
+    FOLDED: tl.constexpr,
     SCALED: tl.constexpr,
     FLAG_ROWS: tl.constexpr,
     FLAG_COLUMNS: tl.constexpr,
@@ -96,16 +101,29 @@ def forward_kernel(
     acc = tl.zeros([M, F], tl.float32)
     z = tl.zeros([M], tl.float32)
     unit = tl.full([M], SMALLEST, tl.float32)
+    SOFTMAX: tl.constexpr = peak is not None
+    highest = tl.full([M], float("-inf"), tl.float32)
+    reference = tl.zeros([M], tl.float32)  # highest, or 0 where nothing may be read yet
     for PARTIAL in tl.static_range(2):
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
             j = tile_number(lists, lists_base, i)
             column = (j * N).to(tl.int64)
             k = load_tile(key, key_base + column * key.row, S - j * N, WIDTH, N, E, PARTIAL, E != WIDTH, WIDE)
-            r = rectified(
+            p = scores(
                 q, k, bias, bias_base, bias_rows, mask, mask_base, row, j * N, T, S, diagonal, scale,
-                BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
+                BIAS, MASK, CAUSAL, SCALE, SOFTMAX, PARTIAL, False, PRECISION, WIDE,
             )  # fmt: skip
-            p = r * r
+            if SOFTMAX:
+                largest = tl.max(p, 1) * (scale * LOG2_E) if FOLDED else tl.max(p, 1)
+                higher = tl.maximum(highest, largest)
+                reference = tl.where(higher == float("-inf"), 0.0, higher) if PARTIAL or BIAS != "none" else higher
+                shrink = tl.exp2((highest - reference) * (1.0 if FOLDED else LOG2_E))
+                p = exponentials(p, reference[:, None], scale, FOLDED)
+                highest = higher
+                z *= shrink
+                acc *= shrink[:, None]
+            else:
+                p = p * p
             added = tl.sum(p, 1)
             z += added
             v = load_tile(
@@ -125,3 +143,7 @@ def forward_kernel(
     store_tile(out, out_base, acc * factor[:, None], T - row, FEATURES - features, WIDE)
     if features == 0:
         store_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), z, T - row)
+        if SOFTMAX:
+            log_sum = highest * (1.0 / LOG2_E if FOLDED else 1.0) + tl.log(tl.where(z == 0.0, 1.0, z))
+            store_rows(lse, at(lse, i0, i1, i2, row0 + row), tl.where(z == 0.0, float("-inf"), log_sum), T - row)
+            store_rows(peak, at(peak, i0, i1, i2, row0 + row), reference, T - row)

@@ -1,0 +1,191 @@
+"""relu2_attention and attention on Triton, the host's side of the forward pass: outputs, operands and the launch.
+Packed batches are the same kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import at_least_2d, broadcast
+from .configurations import Configuration, block, configuration, precision, weight
+from .launch import (
+    Launch,
+    Lead,
+    Operand,
+    TooManyDimensions,
+    at_addresses,
+    diagonal_within,
+    dropout_numbers,
+    expand_all,
+    is_folded,
+    is_wide,
+    kind_of,
+    layout,
+    remembered,
+    tile_count,
+)
+from .triton_lists import GRANULE, mask_states, tile_lists
+
+Numbers = tuple[float, int | None, float, float]  # dropout_p, diagonal, scale, eps
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    softmax: bool,
+    active: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """(out, Z), for softmax (out, sum of exp(s - peak), lse, peak). `active` takes the blocks with a positive score."""
+    lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    out = query.new_empty(*lead, query.size(-2), value.size(-1))
+    statistics = _statistics(out, softmax)
+    inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
+    rest = (None, None, seed, out, statistics, active, numbers)
+    try:
+        _forward(lead, inputs, *rest)
+    except TooManyDimensions:
+        _forward(lead, expand_all(lead, inputs), *rest)
+    return out, *statistics
+
+
+def packed_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    numbers: Numbers,
+    softmax: bool,
+) -> tuple[Tensor, ...]:
+    """query (total_q, ..., E), key (total_k, ..., E), value (total_k, ..., Ev); what lies between broadcasts.
+    bias (total_q or 1, total_k or 1, ...)."""
+    out = query.new_empty(*query.shape[:-1], value.size(-1))
+    statistics = _statistics(out, softmax)
+    inputs = [query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), packed_pairs(bias), None]
+    views = (out.movedim(0, -2), [t.movedim(0, -1) for t in statistics], None)
+    _forward(query.shape[1:-1], inputs, cu_seqlens_q, cu_seqlens_k, seed, *views, numbers)
+    return out, *statistics
+
+
+def packed_pairs(bias: Tensor | None) -> Tensor | None:
+    """(..., total_q or 1, total_k or 1) of a packed bias."""
+    return None if bias is None else bias.movedim((0, 1), (-2, -1))
+
+
+def _statistics(out: Tensor, softmax: bool) -> list[Tensor]:
+    """Z, or for softmax (Z, lse, peak)."""
+    return [torch.empty(out.shape[:-1], dtype=torch.float32, device=out.device) for _ in range(3 if softmax else 1)]
+
+
+class _Plan(NamedTuple):
+    """What a forward launch needs besides the tensors."""
+
+    batches: Lead
+    operands: dict[str, Operand | None]
+    tile: Configuration
+    programs: int
+    numbers: dict[str, Any]
+    constants: dict[str, Any]
+
+
+_PLANS: dict[Any, _Plan] = {}
+_STATISTICS = ("normalizer", "lse", "peak")
+
+
+def _forward(
+    lead: torch.Size,
+    inputs: list[Tensor | None],
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    statistics: Sequence[Tensor],
+    active: Tensor | None,
+    numbers: Numbers,
+) -> None:
+    from .device.attention import forward_kernel
+
+    query, key, value, bias, attn_mask = inputs
+    assert query is not None and key is not None and value is not None
+    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask, out=out, active=active)
+    tensors |= dict(zip(_STATISTICS, [*statistics, None, None], strict=False))
+    options = (len(statistics) > 1, *numbers, seed is not None, precision(query.dtype))
+    known = (lead, layout(*inputs, cu_seqlens_q), active is not None, options)  # the outputs' layout follows from these
+    plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
+    operands = at_addresses(plan.operands, tensors)
+    diagonal, lists = numbers[1], None
+    if attn_mask is not None:
+        T, S = query.size(-2), key.size(-2)
+        lists = tile_lists(mask_states(plan.batches, attn_mask, T, S, diagonal), T, S, plan.tile.M, plan.tile.N)
+    varying = dict(lists=lists, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seed=seed)
+    Launch(forward_kernel, plan.programs, {**operands, **varying, **plan.numbers}, plan.constants, plan.tile).run()
+
+
+def _prepare(
+    lead: torch.Size,
+    tensors: dict[str, Tensor | None],
+    cu_seqlens: Tensor | None,
+    softmax: bool,
+    dropout_p: float,
+    diagonal: int | None,
+    scale: float,
+    eps: float,
+    dropout: bool,
+    precision: str,
+) -> _Plan:
+    query, key, value, bias, mask = (tensors[name] for name in ("query", "key", "value", "bias", "mask"))
+    assert query is not None and key is not None and value is not None
+    T, S = query.size(-2), key.size(-2)
+    tails = {name: 1 if name in _STATISTICS else 2 for name in tensors}
+    batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None and name != "active"])
+    views = {name: batches.optional(t, tails[name]) for name, t in tensors.items()}
+    kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
+    masked = mask is not None or tensors["active"] is not None
+    name = "attention" if softmax else "relu2_attention"
+    tile = configuration(name, query, value.size(-1), weight(diagonal, packed, kind, masked, dropout))
+    sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
+    tiles = tile_count(T, tile.M, sequences if packed else None)
+    chunks = max((value.size(-1) + tile.features - 1) // tile.features, 1)
+    numbers = dict(
+        lead=(*batches.sizes[1:], batches.count),
+        T=T,
+        S=S,
+        sequences=sequences,
+        tiles=tiles,
+        diagonal=diagonal_within(diagonal, T, S),
+        scale=scale,
+        eps=eps,
+        **dropout_numbers(dropout_p),
+    )
+    folded = is_folded(softmax, kind, scale)
+    constants = dict(
+        WIDTH=query.size(-1),
+        CHECK_T=packed or T % tile.M != 0,
+        FEATURES=value.size(-1),
+        M=tile.M,
+        N=tile.N,
+        E=width,
+        F=tile.features,
+        BIAS=kind,
+        MASK=kind_of(mask, scalars=False),
+        CAUSAL=diagonal is not None,
+        SCALE=scale != 1.0 and not folded,
+        FOLDED=folded,
+        SCALED=query.dtype != torch.bfloat16 and not softmax,
+        FLAG_ROWS=tile.M // GRANULE,
+        FLAG_COLUMNS=tile.N // GRANULE,
+        PRECISION=precision,
+        WIDE=is_wide(views.values(), max(tile.M, tile.N), max(width, tile.features, tile.N)),
+    )
+    operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
+    return _Plan(batches, operands, tile, tiles * batches.count * chunks, numbers, constants)
