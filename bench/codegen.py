@@ -6,9 +6,9 @@ the shipped configuration. A row is printed for each; the
 command fails on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the
 chip has.
 
-The prediction is of the busiest loop: with T the tensor cores' clocks and C the instructions that each scheduler issues
-in one turn, a lone block of threads spends T + C on one tile, and perfect overlap max(T, C). Both are given as TFLOP/s
-that count the tile's products once (a compiler may execute more).
+The prediction is of the busiest loop: with T the tensor cores' clocks and C the clocks of each scheduler in one turn (one
+an instruction, or eight an exponential if these take longer), a lone block of threads spends T + C on one tile, and
+perfect overlap max(T, C). Both are given as TFLOP/s that count the tile's products once (a compiler may execute more).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Report(NamedTuple):
     tensor: int  # tensor-core instructions
     copies: int  # asynchronous copies
     serialised: int
-    loop: int  # instructions of the busiest loop
+    loop: int  # clocks of a warp in the busiest loop
     tensor_clocks: float  # of one turn of it, for a whole block
     issue_clocks: float
     problems: list[str]
@@ -94,7 +94,7 @@ def attend(
 
 
 def attend_softmax(case: Case, mask: str | None = None, diagonal: int | None = None, dropout_p: float = 0.0) -> None:
-    """attention forward and backward; mask "bool" is a padding mask, "float" one number a pair, the same in all heads."""
+    """attention forward and backward; mask "bool" is a padding mask, "float" has a number for every pair."""
     t = case.size
     query, key, value = (case.tensor(case.heads, t, d) for d in (case.width, case.width, case.features))
     m = None
@@ -305,8 +305,8 @@ def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -
 
 
 def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
-    """(instructions, tensor-core clocks of one warpgroup) of the innermost loop with the most tensor-core work."""
-    best = (0, 0.0)
+    """(clocks of a warp, tensor-core clocks of one warpgroup) of the innermost loop with the most tensor-core work."""
+    best, exponentials = (0, 0.0), 0
     for i, (address, text) in enumerate(lines):
         jump = re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", text)
         if not jump or int(jump[1], 16) > address:
@@ -319,7 +319,8 @@ def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
         )
         if clocks and (not best[1] or len(body) < best[0]):
             best = (len(body), clocks)
-    return best
+            exponentials = sum("MUFU.EX2" in t for t in body)
+    return max(best[0], 8 * exponentials), best[1]
 
 
 def _examine_amd(assembly: str, shared: int) -> Report:

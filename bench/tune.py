@@ -39,6 +39,10 @@ KERNELS = {
     "targets": "targets_kernel",
     "sources": "sources_kernel",
     "pairs": "pairs_kernel",
+    "attention": "forward_kernel",
+    "attention_targets": "targets_kernel",
+    "attention_sources": "sources_kernel",
+    "attention_pairs": "pairs_kernel",
     "affinity_targets": "targets_kernel",
     "affinity_sources": "sources_kernel",
     "relu2_affinity": "affinity_kernel",
@@ -48,12 +52,17 @@ WIDTHS = (64, 128, 256)
 
 Run = Callable[[Case], None]
 
-ATTENTION = [
+RELU2 = [
     ["plain"],
     ["glomo: strictly causal, bias per target", "packed"],
     ["full bias", "bias per source, padding mask", "dropout", "skipping tiles"],
 ]
 """Calls of weight 0, 1 and 2 (names of bench.codegen.CALLS)."""
+SOFTMAX = [
+    ["softmax"],
+    ["softmax, causal", "softmax, packed"],
+    ["softmax, float mask", "softmax, padding mask", "softmax, dropout"],
+]
 
 
 def calls(kernel: str, weight: int) -> list[Run]:
@@ -65,10 +74,10 @@ def calls(kernel: str, weight: int) -> list[Run]:
     ]
     if "affinity" in kernel:
         return [graphs[weight]]
-    attention = [CALLS[name] for name in ATTENTION[weight]]
+    attention = [CALLS[name] for name in (SOFTMAX if kernel.startswith("attention") else RELU2)[weight]]
     if kernel == "pairs":
         return [attention[0], graphs[2]]
-    return attention
+    return attention[:1] if kernel == "attention_pairs" else attention
 
 
 class Entry(NamedTuple):
@@ -102,12 +111,13 @@ def candidates(entry: Entry) -> list[Configuration]:
     """Tile shapes worth a try, from large to small."""
     kernel, dtype, width = entry.kernel, PRODUCTS[entry.products], entry.width
     features = [width]
+    role = KERNELS[kernel]
     if width == 256:
-        features = [128, 64] if kernel != "relu2_attention" else [256, 128]
+        features = [128, 64] if role != "forward_kernel" else [256, 128]
     shapes: list[tuple[int, int, int]]
     if dtype == torch.float32:
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8), (64, 32, 16), (32, 64, 4), (32, 32, 8), (32, 32, 4)]
-    elif kernel in ("sources", "affinity_sources", "pairs"):
+    elif role in ("sources_kernel", "pairs_kernel"):
         shapes = [(64, 128, 8), (64, 64, 4), (32, 128, 8), (32, 64, 4), (64, 64, 8), (32, 64, 8)]
     else:
         shapes = [(128, 128, 8), (128, 64, 4), (64, 64, 4), (128, 64, 8), (64, 32, 4), (64, 32, 8)]
@@ -175,7 +185,7 @@ def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
         for name in names:
             for width in WIDTHS if name != "float32" else WIDTHS[:1]:
                 slow = PRODUCTS[name] == torch.float32 or width == 256
-                light = not slow and kernel in ("relu2_attention", "targets", "sources")
+                light = not slow and "affinity" not in kernel and KERNELS[kernel] != "pairs_kernel"
                 found += [Entry(kernel, name, width, weight) for weight in ((0, 1, 2) if light else (2,))]
     return found
 

@@ -131,13 +131,13 @@ class Lead:
             self._owns[sizes] = tuple(bool(group) and marks[group[-1]] != 0 for group in self.groups)
         return self._owns[sizes]
 
-    def sum_to(self, buffer: Tensor, t: Tensor, kept: tuple[bool, ...], tail: int = 2) -> Tensor:
-        """A gradient buffer (k0, k1, k2, *tail), whole in the kept dimensions, as t's gradient."""
-        extra = [d for d, (k, own) in enumerate(zip(kept, self.owns(t, tail), strict=True)) if k and not own]
-        extra += [d - tail for d in range(tail) if t.size(d - tail) == 1 and buffer.size(d - tail) != 1]
+    def sum_to(self, buffer: Tensor, t: Tensor, kept: tuple[bool, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A gradient buffer (k0, k1, k2, rows, columns), whole in the kept dimensions, as t's gradient."""
+        extra = [d for d, (k, own) in enumerate(zip(kept, self.owns(t), strict=True)) if k and not own]
+        extra += [d - 2 for d in range(2) if t.size(d - 2) == 1 and buffer.size(d - 2) != 1]
         if extra:
             buffer = buffer.sum(extra, dtype=torch.float32)
-        return buffer.reshape(t.shape).to(t.dtype)
+        return buffer.reshape(t.shape).to(dtype or t.dtype)
 
 
 def layout(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@ Packed batches are the same kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,12 +48,12 @@ def forward(
     out = query.new_empty(*lead, query.size(-2), value.size(-1))
     statistics = _statistics(out, softmax)
     inputs = [query, key, value, at_least_2d(bias), at_least_2d(attn_mask)]
-    rest = (None, None, seed, out, statistics, active, numbers)
+    outputs = dict(out=out, **statistics, active=active)
     try:
-        _forward(lead, inputs, *rest)
+        attend(lead, inputs, outputs, numbers, seed)
     except TooManyDimensions:
-        _forward(lead, expand_all(lead, inputs), *rest)
-    return out, *statistics
+        attend(lead, expand_all(lead, inputs), outputs, numbers, seed)
+    return out, *statistics.values()
 
 
 def packed_forward(
@@ -72,9 +72,9 @@ def packed_forward(
     out = query.new_empty(*query.shape[:-1], value.size(-1))
     statistics = _statistics(out, softmax)
     inputs = [query.movedim(0, -2), key.movedim(0, -2), value.movedim(0, -2), packed_pairs(bias), None]
-    views = (out.movedim(0, -2), [t.movedim(0, -1) for t in statistics], None)
-    _forward(query.shape[1:-1], inputs, cu_seqlens_q, cu_seqlens_k, seed, *views, numbers)
-    return out, *statistics
+    views = dict(out=out.movedim(0, -2)) | {name: t.movedim(0, -1) for name, t in statistics.items()}
+    attend(query.shape[1:-1], inputs, views, numbers, seed, (cu_seqlens_q, cu_seqlens_k))
+    return out, *statistics.values()
 
 
 def packed_pairs(bias: Tensor | None) -> Tensor | None:
@@ -82,9 +82,9 @@ def packed_pairs(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.movedim((0, 1), (-2, -1))
 
 
-def _statistics(out: Tensor, softmax: bool) -> list[Tensor]:
-    """Z, or for softmax (Z, lse, peak)."""
-    return [torch.empty(out.shape[:-1], dtype=torch.float32, device=out.device) for _ in range(3 if softmax else 1)]
+def _statistics(out: Tensor, softmax: bool) -> dict[str, Tensor]:
+    names = ("normalizer", "lse", "peak") if softmax else ("normalizer",)
+    return {name: torch.empty(out.shape[:-1], dtype=torch.float32, device=out.device) for name in names}
 
 
 class _Plan(NamedTuple):
@@ -99,28 +99,30 @@ class _Plan(NamedTuple):
 
 
 _PLANS: dict[Any, _Plan] = {}
-_STATISTICS = ("normalizer", "lse", "peak")
+_STATISTICS = ("normalizer", "inverse", "lse", "peak")
+_OUTPUTS = ("out", *_STATISTICS, "active")
 
 
-def _forward(
+def attend(
     lead: torch.Size,
-    inputs: list[Tensor | None],
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    seed: Tensor | None,
-    out: Tensor,
-    statistics: Sequence[Tensor],
-    active: Tensor | None,
+    inputs: Sequence[Tensor | None],
+    outputs: Mapping[str, Tensor | None],
     numbers: Numbers,
+    seed: Tensor | None = None,
+    sequences: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> None:
+    """Fills those outputs that there are, of out, normalizer, inverse = 1 / (Z + eps), active, and softmax's lse and
+    peak, from query, key, value (None if only statistics are wanted), bias and mask."""
     from .device.attention import forward_kernel
 
     query, key, value, bias, attn_mask = inputs
-    assert query is not None and key is not None and value is not None
-    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask, out=out, active=active)
-    tensors |= dict(zip(_STATISTICS, [*statistics, None, None], strict=False))
-    options = (len(statistics) > 1, *numbers, seed is not None, precision(query.dtype))
-    known = (lead, layout(*inputs, cu_seqlens_q), active is not None, options)  # the outputs' layout follows from these
+    assert query is not None and key is not None
+    cu_seqlens_q, cu_seqlens_k = sequences
+    tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask)
+    tensors |= dict.fromkeys(_OUTPUTS) | outputs
+    made = tuple(name for name, t in outputs.items() if t is not None)
+    options = (*numbers, seed is not None, precision(query.dtype))
+    known = (lead, layout(*inputs, cu_seqlens_q, outputs.get("out")), made, options)
     plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
     operands = at_addresses(plan.operands, tensors)
     diagonal, lists = numbers[1], None
@@ -135,7 +137,6 @@ def _prepare(
     lead: torch.Size,
     tensors: dict[str, Tensor | None],
     cu_seqlens: Tensor | None,
-    softmax: bool,
     dropout_p: float,
     diagonal: int | None,
     scale: float,
@@ -144,18 +145,19 @@ def _prepare(
     precision: str,
 ) -> _Plan:
     query, key, value, bias, mask = (tensors[name] for name in ("query", "key", "value", "bias", "mask"))
-    assert query is not None and key is not None and value is not None
-    T, S = query.size(-2), key.size(-2)
+    assert query is not None and key is not None
+    T, S, features = query.size(-2), key.size(-2), 0 if value is None else value.size(-1)
+    softmax = tensors["peak"] is not None
     tails = {name: 1 if name in _STATISTICS else 2 for name in tensors}
     batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None and name != "active"])
     views = {name: batches.optional(t, tails[name]) for name, t in tensors.items()}
     kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
     masked = mask is not None or tensors["active"] is not None
     name = "attention" if softmax else "relu2_attention"
-    tile = configuration(name, query, value.size(-1), weight(diagonal, packed, kind, masked, dropout))
+    tile = configuration(name, query, features, weight(diagonal, packed, kind, masked, dropout))
     sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
     tiles = tile_count(T, tile.M, sequences if packed else None)
-    chunks = max((value.size(-1) + tile.features - 1) // tile.features, 1)
+    chunks = max((features + tile.features - 1) // tile.features, 1)
     numbers = dict(
         lead=(*batches.sizes[1:], batches.count),
         T=T,
@@ -171,7 +173,7 @@ def _prepare(
     constants = dict(
         WIDTH=query.size(-1),
         CHECK_T=packed or T % tile.M != 0,
-        FEATURES=value.size(-1),
+        FEATURES=features,
         M=tile.M,
         N=tile.N,
         E=width,

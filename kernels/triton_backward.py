@@ -4,7 +4,7 @@ attention."""
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,15 @@ _TOLERANCE = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2
 """A rounding: rows whose gradients a more exact delta changes by more are walked again."""
 
 
+class Mixtures(NamedTuple):
+    """What a graph's dout is made of where the output is a mixture of graphs: sum_m weights_m dout_m."""
+
+    dout: Tensor  # (M, ..., T, F)
+    weights: Tensor  # (M, ..., T or 1)
+
+
 def score_gradients(
-    dout: Tensor,
+    dout: Tensor | Mixtures,
     out: Tensor | None,
     statistics: dict[str, Tensor],
     query: Tensor,
@@ -48,32 +55,42 @@ def score_gradients(
     needs: list[bool],
     active: Tensor | None = None,
     sequences: tuple[Tensor | None, Tensor | None] = (None, None),
+    value_dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias, empty where `needs` says that none is needed.
 
     The statistics of the rows are the normalizer and its gradient dnormalizer; for softmax the sum of exp(s - peak),
-    the gradient of lse, and the peak. Without value and out, dout is the gradient of the affinity. Packed batches come
-    as views (..., total, D).
+    the gradient of lse, and the peak; or else `inverse`, 1 / (Z + eps), and `delta`. Without value and out, dout is the
+    gradient of the affinity. Packed batches come as views (..., total, D). value_dtype is of the value's gradient, if
+    not the value's own.
     """
     dropout_p, diagonal, scale, eps = numbers
-    lead = statistics["normalizer"].shape[:-1]
+    lead = next(iter(statistics.values())).shape[:-1]
     inputs = dict(query=query, key=key, value=value, bias=at_least_2d(bias), mask=at_least_2d(attn_mask))
-    rows: dict[str, Tensor | None] = dict(dout=dout, out=out, peak=None) | statistics
+    rows: dict[str, Tensor | None] = dict.fromkeys(("weights", *_STATISTICS)) | statistics | dict(out=out)
     options = dict(
         diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
         **dropout_numbers(dropout_p),
+        **_steps(dout),
     )
+    if isinstance(dout, Mixtures):
+        rows |= dict(dout=dout.dout[0], weights=dout.weights[0])
+    else:
+        rows |= dict(dout=dout)
     try:
         call = _call(lead, inputs | rows, active, sequences, seed, diagonal, eps, options)
     except TooManyDimensions:
         wide = dict(zip(inputs, expand_all(lead, list(inputs.values())), strict=True))
-        rows |= dict(dout=dout.contiguous(), dnormalizer=statistics["dnormalizer"].contiguous())
+        rows |= {name: t if t is None else t.contiguous() for name, t in rows.items()}
         call = _call(lead, wide | rows, active, sequences, seed, diagonal, eps, options)
     need_query, need_key, need_value, need_bias = needs
     kind = kind_of(inputs["bias"], scalars=True) if need_bias else "none"
-    per_row, dquery, row_sums = call.targets(need_query, kind in ("scalar", "row"))
-    dkey, dvalue, column_sums = call.sources(per_row, need_key, need_value, kind == "column")
+    need_rows = kind in ("scalar", "row")
+    per_row, dquery, row_sums = (call.operands["delta"], call.operands["inverse"]), None, None
+    if need_query or need_rows or not call.knows_rows(need_key or kind != "none"):
+        per_row, dquery, row_sums = call.targets(need_query, need_rows)
+    dkey, dvalue, column_sums = call.sources(per_row, need_key, need_value, kind == "column", value_dtype)
     dbias = row_sums if row_sums is not None else column_sums
     if kind == "full":
         dbias = call.pairs(per_row)
@@ -82,6 +99,13 @@ def score_gradients(
         query.new_empty(0) if g is None or t is None else g if g.shape == t.shape else g.sum_to_size(t.shape)
         for g, t in zip(gradients, (query, key, value, bias), strict=True)
     ]
+
+
+def _steps(dout: Tensor | Mixtures) -> dict[str, int]:
+    """How far a mixture is from the next, and how many there are."""
+    if not isinstance(dout, Mixtures):
+        return dict(dout_step=0, weights_step=0, mixtures=0)
+    return dict(dout_step=dout.dout.stride(0), weights_step=dout.weights.stride(0), mixtures=dout.weights.size(0))
 
 
 def packed_gradients(
@@ -137,11 +161,19 @@ def _call(
     call.packed = sequences[0] is not None
     call.sequences = 0 if sequences[0] is None else sequences[0].size(0) - 1
     call.diagonal, call.eps, call.seed = diagonal, eps, seed
-    call.options = options
+    call.options = {name: x for name, x in options.items() if name != "mixtures"}
+    call.mixtures = options["mixtures"]
+    call.exact = tensors["delta"] is not None and call.mixtures < 2  # a mixed dout is rounded, and its delta with it
     return call
 
 
-_STATISTICS = ("normalizer", "dnormalizer", "peak")
+_STATISTICS = ("normalizer", "dnormalizer", "peak", "delta", "inverse")
+_ROWS = (*_STATISTICS, "weights")
+"""Operands with one number a row."""
+
+
+Rows = tuple[Operand | None, Operand | None]
+"""(shift, inverse)."""
 
 
 class _Call:
@@ -162,9 +194,11 @@ class _Call:
     diagonal: int | None
     eps: float
     options: dict[str, Any]
+    mixtures: int
+    exact: bool
 
     def __init__(self, lead: torch.Size, tensors: dict[str, Tensor | None]) -> None:
-        tails = {name: 1 if name in _STATISTICS else 2 for name in tensors}
+        tails = {name: 1 if name in _ROWS else 2 for name in tensors}
         self.batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None])
         views = {name: self.batches.optional(t, tails[name]) for name, t in tensors.items()}
         self.operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
@@ -174,9 +208,14 @@ class _Call:
         self.T, self.S = query.size(-2), key.size(-2)
         self.softmax = tensors["peak"] is not None
 
+    def knows_rows(self, scores: bool) -> bool:
+        """Whether the rows' statistics are given: 1 / (Z + eps), and for gradients of scores also delta."""
+        return self.operands["inverse"] is not None and (self.exact or not scores)
+
     def _inputs(self) -> dict[str, Operand | None]:
         """Of the kernels that take what the first one made of the rows' statistics."""
-        return {name: self.operands[name] for name in ("query", "key", "value", "bias", "mask", "dout", "peak")}
+        names = ("query", "key", "value", "bias", "mask", "dout", "weights", "peak")
+        return {name: self.operands[name] for name in names}
 
     def _lists(self, tile: Configuration, over_targets: bool) -> Operand | None:
         """Tiles to visit, from the active blocks that the forward pass found or else from the mask."""
@@ -207,8 +246,10 @@ class _Call:
         s = t.stride()
         return Operand(t, s[0], s[1], s[2], s[3], s[4] if t.dim() == 5 else 0)
 
-    def _finish(self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], tail: int = 2) -> Tensor | None:
-        return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, tail)
+    def _finish(
+        self, buffer: Tensor | None, t: Tensor | None, kept: tuple[bool, ...], dtype: torch.dtype | None = None
+    ) -> Tensor | None:
+        return None if buffer is None or t is None else self.batches.sum_to(buffer, t, kept, dtype)
 
     def _dtype(self, t: Tensor, kept: tuple[bool, ...]) -> torch.dtype:
         """fp32 where a sum follows."""
@@ -236,6 +277,7 @@ class _Call:
             WIDTH=self.query.size(-1),
             CHECK_T=self.packed or self.T % tile.M != 0,
             FEATURES=16 if self.value is None else self.value.size(-1),
+            MIXTURES=self.mixtures,
             M=tile.M,
             N=tile.N,
             E=width,
@@ -250,7 +292,7 @@ class _Call:
         )
         return tile, constants
 
-    def targets(self, need_query: bool, need_rows: bool) -> tuple[tuple[Tensor, ...], Tensor | None, Tensor | None]:
+    def targets(self, need_query: bool, need_rows: bool) -> tuple[Rows, Tensor | None, Tensor | None]:
         """((shift, inverse) per target, dquery, dbias per target)."""
         from .device.gradients import targets_kernel
 
@@ -258,7 +300,9 @@ class _Call:
         everywhere = tuple(True for _ in self.batches.sizes)
         # neighbours in memory also where the batch is packed: the other kernels load them in every tile
         sizes = (*self.batches.sizes, self.T)
-        rows = tuple(torch.empty(sizes, dtype=torch.float32, device=self.query.device) for _ in range(2))
+        made = (self._operand(torch.empty(sizes, dtype=torch.float32, device=self.query.device)) for _ in range(2))
+        shift = None if self.exact else next(made)
+        inverse = self.operands["inverse"] or next(made)
         dquery = row_sums = None
         if need_query:
             dquery = self._empty(everywhere, self.T, self.query.size(-1), dtype=self._dtype(self.query, everywhere))
@@ -269,9 +313,8 @@ class _Call:
             targets_kernel,
             tiles * self.batches.count,
             dict(
-                **self.operands,
-                shift=self._operand(rows[0]),
-                inverse=self._operand(rows[1]),
+                **self.operands | dict(inverse=inverse),
+                shift=shift,
                 eps=self.eps,
                 dquery=self._operand(dquery),
                 dbias=self._operand(row_sums),
@@ -295,10 +338,10 @@ class _Call:
         ).run()
         if row_sums is not None:
             row_sums = self._finish(row_sums[..., None], self.bias, everywhere)
-        return rows, self._finish(dquery, self.query, everywhere), row_sums
+        return (shift or self.operands["delta"], inverse), self._finish(dquery, self.query, everywhere), row_sums
 
     def sources(
-        self, rows: tuple[Tensor, ...], need_key: bool, need_value: bool, need_columns: bool
+        self, rows: Rows, need_key: bool, need_value: bool, need_columns: bool, value_dtype: torch.dtype | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(dkey, dvalue, dbias per source)."""
         tile, constants = self._configuration("sources")
@@ -308,7 +351,8 @@ class _Call:
         if need_key:
             dkey = self._empty(kept, self.S, self.key.size(-1), dtype=self._dtype(self.key, kept))
         if need_value and self.value is not None:
-            dvalue = self._empty(kept, self.S, self.value.size(-1), dtype=self._dtype(self.value, kept))
+            dtype = value_dtype or self._dtype(self.value, kept)
+            dvalue = self._empty(kept, self.S, self.value.size(-1), dtype=dtype)
         if need_columns:
             column_sums = self._empty(kept, self.S, dtype=torch.float32)
         launch = (tile, constants, kept, rows)
@@ -322,14 +366,14 @@ class _Call:
                 chunks = (self.value.size(-1) + tile.features - 1) // tile.features
                 self._sources(*launch, None, dvalue, None, chunks)
         sums = None if column_sums is None else self._finish(column_sums[..., None, :], self.bias, kept)
-        return self._finish(dkey, self.key, kept), self._finish(dvalue, self.value, kept), sums
+        return self._finish(dkey, self.key, kept), self._finish(dvalue, self.value, kept, dtype=value_dtype), sums
 
     def _sources(
         self,
         tile: Configuration,
         constants: dict[str, Any],
         kept: tuple[bool, ...],
-        rows: tuple[Tensor, ...],
+        rows: Rows,
         dkey: Tensor | None,
         dvalue: Tensor | None,
         column_sums: Tensor | None,
@@ -346,8 +390,8 @@ class _Call:
             tiles * owners * chunks,
             dict(
                 **self._inputs(),
-                shift=self._operand(rows[0]),
-                inverse=self._operand(rows[1]),
+                shift=rows[0],
+                inverse=rows[1],
                 dkey=self._operand(dkey),
                 dvalue=self._operand(dvalue),
                 dbias=self._operand(column_sums),
@@ -368,7 +412,7 @@ class _Call:
             tile,
         ).run()
 
-    def pairs(self, rows: tuple[Tensor, ...]) -> Tensor | None:
+    def pairs(self, rows: Rows) -> Tensor | None:
         """dbias for every pair."""
         from .device.gradients import pairs_kernel
 
@@ -384,8 +428,8 @@ class _Call:
             row_tiles * columns * owned[0] * owned[1] * owned[2],
             dict(
                 **self._inputs(),
-                shift=self._operand(rows[0]),
-                inverse=self._operand(rows[1]),
+                shift=rows[0],
+                inverse=rows[1],
                 dbias=self._operand(dbias),
                 lead=(*self.batches.sizes[1:], self.batches.count),
                 kept_lead=(*owned[1:], owned[0] * owned[1] * owned[2]),

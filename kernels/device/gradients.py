@@ -19,7 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scores import bias_of_rows, slopes
+from .cotangents import cotangents, row_units, weight_gradients
+from .scores import bias_of_rows, load_peaks, slopes
 from .tiles import (
     SMALLEST,
     add_product,
@@ -31,7 +32,6 @@ from .tiles import (
     kept,
     load_rows,
     load_tile,
-    product,
     sequence_bounds,
     store_rows,
     store_tile,
@@ -39,58 +39,6 @@ from .tiles import (
     walk_sources,
     walk_targets,
 )
-
-
-@triton.jit
-def weight_gradients(
-    do,  # [M, F] and [N, F], the tiles of dout and value where these are no wider than F
-    v,
-    dout,
-    dout_base,  # at the tile's first target
-    value,  # None: dout is the gradient of the affinity itself
-    value_base,
-    row,
-    column,
-    T,
-    S,
-    FEATURES: tl.constexpr,
-    CHECK_T: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    F: tl.constexpr,
-    CHECK: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """dP [M, N] or its transpose [N, M] in fp32, before dropout."""
-    if value is None:
-        base = dout_base + column.to(tl.int64) * dout.column
-        dp = load_tile(dout, base, T - row, S - column, M, N, True, True, WIDE).to(tl.float32)
-        return tl.trans(dp) if TRANSPOSED else dp
-    elif FEATURES <= F:
-        return product(v, tl.trans(do), None, PRECISION) if TRANSPOSED else product(do, tl.trans(v), None, PRECISION)
-    else:
-        base = value_base + column.to(tl.int64) * value.row
-        dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
-        for first in range(0, FEATURES, F):
-            left, wide = FEATURES - first, tl.cast(first, tl.int64)
-            b = load_tile(value, base + wide * value.column, S - column, left, N, F, CHECK, True, WIDE)
-            a = load_tile(dout, dout_base + wide * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
-            if TRANSPOSED:
-                dp = product(b, tl.trans(a), dp, PRECISION)
-            else:
-                dp = product(a, tl.trans(b), dp, PRECISION)
-        return dp
-
-
-@triton.jit
-def load_peaks(x, base, num_rows, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
-    """[ROWS]; infinite beyond num_rows, so that no exponential there overflows."""
-    peaks = load_rows(x, base, num_rows, ROWS, CHECK, WIDE)
-    if CHECK:
-        peaks = tl.where(tl.arange(0, ROWS) < num_rows, peaks, float("inf"))
-    return peaks
 
 
 @triton.jit
@@ -102,11 +50,15 @@ def targets_kernel(
     mask,
     out,
     dout,
-    normalizer,
-    dnormalizer,  # dZ, for softmax dlse
+    dout_step,
+    weights,  # of the graph in each mixture, else None
+    weights_step,
+    normalizer,  # None where `inverse` is given
+    dnormalizer,  # dZ, for softmax dlse, or None
     peak,  # for softmax, else None
-    shift,  # result: delta - dZ (Z + eps), fp32
-    inverse,  # result: 1 / (Z + eps), fp32
+    delta,  # given, or None
+    shift,  # result: delta - dZ (Z + eps), fp32; None where delta is exact
+    inverse,  # result, or given: 1 / (Z + eps), fp32
     dquery,  # result, or None
     dbias,  # result per target in fp32, or None
     lists,
@@ -126,6 +78,7 @@ def targets_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
+    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -164,24 +117,37 @@ def targets_kernel(
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
 
-    z = load_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
-    dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
-    below = inverse_denominator(z, eps)
-    from_z = dz * (z + eps)
     SOFTMAX: tl.constexpr = peak is not None
-    peaks = z  # not used, but for softmax
+    EXACT: tl.constexpr = shift is None
+    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
+    from_z = tl.zeros([M], tl.float32)
+    if normalizer is None:
+        below = load_rows(inverse, at(inverse, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+    else:
+        z = load_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+        below = inverse_denominator(z, eps)
+        if dnormalizer is not None:
+            dz = load_rows(dnormalizer, at(dnormalizer, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+            from_z = tl.where(z == 0.0, 0.0, dz) if SOFTMAX else dz * (z + eps)
+    peaks = below  # not used, but for softmax
     if SOFTMAX:
         peaks = load_peaks(peak, at(peak, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
-        from_z = tl.where(z == 0.0, 0.0, dz)
-    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
+    weights_base = at(weights, i0, i1, i2, row0 + row) if weights is not None else None
+    dout_unit = row_units(weights, weights_base, weights_step, T - row, M, CHECK_T, MIXTURES, WIDE)
     do = q  # not used, unless the value is narrow enough to keep its tile
-    delta = tl.zeros([M], tl.float32)
-    if out is not None:
+    if value is not None and FEATURES <= F:
+        do = cotangents(
+            dout, dout_base, dout_step, weights, weights_base, weights_step, dout_unit,
+            T - row, FEATURES, M, F, CHECK_T, CHECK_F, MIXTURES, WIDE,
+        )  # fmt: skip
+    g0 = tl.zeros([M], tl.float32)
+    if delta is not None:
+        g0 = load_rows(delta, at(delta, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
+    elif out is not None:
         out_base = at(out, i0, i1, i2, row0 + row)
         if FEATURES <= F:
-            do = load_tile(dout, dout_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
             o = load_tile(out, out_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
-            delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+            g0 = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
         else:
             for first in range(0, FEATURES, F):
                 left = FEATURES - first
@@ -189,8 +155,9 @@ def targets_kernel(
                 o_base = out_base + tl.cast(first, tl.int64) * out.column
                 d = load_tile(dout, d_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
                 o = load_tile(out, o_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
-                delta += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
-    g0 = delta - from_z
+                g0 += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
+        g0 = g0 * dout_unit
+    g0 = g0 - from_z
 
     acc = tl.zeros([M, E], tl.float32)
     unit = tl.full([M], SMALLEST, tl.float32)
@@ -218,28 +185,37 @@ def targets_kernel(
                     v_base = value_base + column.to(tl.int64) * value.row
                     v = load_tile(value, v_base, S - column, FEATURES, N, F, PARTIAL, CHECK_F, WIDE)
                 dp = weight_gradients(
-                    do, v, dout, dout_base, value, value_base, row, column, T, S,
-                    FEATURES, CHECK_T, M, N, F, PARTIAL, False, PRECISION, WIDE,
+                    do, v, dout, dout_base, dout_step, value, value_base, weights, weights_base, weights_step,
+                    dout_unit, row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
+                if MIXTURES:
+                    dp = dp * dout_unit[:, None]
                 if seed is not None:
                     keep = kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N)
                     dp = tl.where(keep, dp * keep_scale, 0.0)
                 g = dp - g0[:, None]
                 ds = r * g
-                pg = ds if SOFTMAX else r * ds
-                moment += tl.sum(pg, 1)
-                spread += tl.sum(tl.abs(pg), 1)
+                if not EXACT:
+                    pg = ds if SOFTMAX else r * ds
+                    moment += tl.sum(pg, 1)
+                    spread += tl.sum(tl.abs(pg), 1)
                 if dbias is not None:
                     sums += tl.sum(ds, 1)
                     total += tl.sum(r, 1)
                 if dquery is not None:
                     acc, unit = add_product(acc, unit, ds, k, SCALED, PRECISION)
-        correction = below * (moment - g0 * eps) - from_z
-        g0 += correction
-        sums -= correction * total  # exact at no cost: an fp32 bias expects fp32's digits
-        walks = tl.where(walks == 1, tl.max((tl.abs(correction) > TOLERANCE * below * spread).to(tl.int32), 0) * 2, 0)
-    store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
-    store_rows(inverse, at(inverse, i0, i1, i2, row0 + row), below, T - row)
+        if EXACT:
+            walks = 0
+        else:
+            correction = below * (moment - g0 * eps) - from_z
+            g0 += correction
+            sums -= correction * total  # exact at no cost: an fp32 bias expects fp32's digits
+            wrong = (tl.abs(correction) > TOLERANCE * below * spread).to(tl.int32)
+            walks = tl.where(walks == 1, tl.max(wrong, 0) * 2, 0)
+    if shift is not None:
+        store_rows(shift, at(shift, i0, i1, i2, row0 + row), g0, T - row)
+    if normalizer is not None:
+        store_rows(inverse, at(inverse, i0, i1, i2, row0 + row), below, T - row)
     if dquery is not None:
         factor = in_units(below, unit, q.dtype, SCALED) * (scale if SOFTMAX else 2.0 * scale)
         store_tile(dquery, at(dquery, i0, i1, i2, row0 + row), acc * factor[:, None], T - row, WIDTH, WIDE)
@@ -256,6 +232,9 @@ def sources_kernel(
     bias,
     mask,
     dout,
+    dout_step,
+    weights,
+    weights_step,
     peak,  # for softmax, else None
     inverse,
     shift,
@@ -280,6 +259,7 @@ def sources_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
+    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -328,8 +308,9 @@ def sources_kernel(
         dout_base = at(dout, i0, i1, i2, row0) + features.to(tl.int64) * dout.column
         value_base = at(value, i0, i1, i2, column0) if value is not None else None
         peak_base = at(peak, i0, i1, i2, row0) if SOFTMAX else None
+        weights_start = at(weights, i0, i1, i2, row0) if weights is not None else None
         inverse_base = at(inverse, i0, i1, i2, row0)
-        shift_base = at(shift, i0, i1, i2, row0)
+        shift_base = at(shift, i0, i1, i2, row0) if SCORES else None
         bias_start = at(bias, i0, i1, i2, row0) + column0.to(tl.int64) * bias.column if bias is not None else None
         mask_start = at(mask, i0, i1, i2, row0) if mask is not None else None
         lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
@@ -353,22 +334,31 @@ def sources_kernel(
                     BIAS, MASK, CAUSAL, SCALE, SOFTMAX, FOLDED, PARTIAL, True, PRECISION, WIDE,
                 )  # fmt: skip
                 normalised = r * below[None, :]
+                weights_base = weights_start + start * weights.row if weights is not None else None
+                unit = row_units(weights, weights_base, weights_step, T - row, M, CHECK_T, MIXTURES, WIDE)
                 do = q
                 if (value is not None and FEATURES <= F) or dvalue is not None:
-                    do_base = dout_base + start * dout.row
-                    do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, WIDE)
+                    do = cotangents(
+                        dout, dout_base + start * dout.row, dout_step, weights, weights_base, weights_step, unit,
+                        T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, MIXTURES, WIDE,
+                    )  # fmt: skip
                 if seed is not None:
                     keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
                 if dvalue is not None:
-                    weights = normalised if SOFTMAX else r * normalised
+                    p = normalised if SOFTMAX else r * normalised
+                    if MIXTURES:
+                        p = p * unit[None, :]
                     if seed is not None:
-                        weights = tl.where(keep, weights, 0.0)
-                    dv, unit_v = add_product(dv, unit_v, weights, do, SCALED, PRECISION)
+                        p = tl.where(keep, p, 0.0)
+                    dv, unit_v = add_product(dv, unit_v, p, do, SCALED, PRECISION)
                 if SCORES:
                     dp = weight_gradients(
-                        do, v, dout, dout_base + start * dout.row, value, value_base, row, column, T, S,
-                        FEATURES, CHECK_T, M, N, F, True, True, PRECISION, WIDE,
+                        do, v, dout, dout_base + start * dout.row, dout_step, value, value_base, weights, weights_base,
+                        weights_step, unit, row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, True, True,
+                        PRECISION, WIDE,
                     )  # fmt: skip
+                    if MIXTURES:
+                        dp = dp * unit[None, :]
                     if seed is not None:
                         dp = tl.where(keep, dp * keep_scale, 0.0)
                     g0 = load_rows(shift, shift_base + start * shift.row, T - row, M, CHECK_T, WIDE)
@@ -399,6 +389,9 @@ def pairs_kernel(
     bias,
     mask,
     dout,
+    dout_step,
+    weights,
+    weights_step,
     peak,  # for softmax, else None
     inverse,
     shift,
@@ -417,6 +410,7 @@ def pairs_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
+    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -456,15 +450,22 @@ def pairs_kernel(
         )  # fmt: skip
         dout_base = at(dout, i0, i1, i2, row)
         value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
+        weights_base = at(weights, i0, i1, i2, row) if weights is not None else None
+        unit = row_units(weights, weights_base, weights_step, left, M, CHECK_T, MIXTURES, WIDE)
         do, v = q, k
         if value is not None and FEATURES <= F:
-            do = load_tile(dout, dout_base, left, FEATURES, M, F, CHECK_T, FEATURES != F, WIDE)
+            do = cotangents(
+                dout, dout_base, dout_step, weights, weights_base, weights_step, unit,
+                left, FEATURES, M, F, CHECK_T, FEATURES != F, MIXTURES, WIDE,
+            )  # fmt: skip
             v_base = at(value, i0, i1, i2, column)
             v = load_tile(value, v_base, S - column, FEATURES, N, F, True, FEATURES != F, WIDE)
         dp = weight_gradients(
-            do, v, dout, dout_base, value, value_base, row, column, T, S,
-            FEATURES, CHECK_T, M, N, F, True, False, PRECISION, WIDE,
+            do, v, dout, dout_base, dout_step, value, value_base, weights, weights_base, weights_step, unit,
+            row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, True, False, PRECISION, WIDE,
         )  # fmt: skip
+        if MIXTURES:
+            dp = dp * unit[:, None]
         if seed is not None:
             n = (i0 * lead[0] + i1) * lead[1] + i2
             dp = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N), dp * keep_scale, 0.0)

@@ -148,3 +148,12 @@ def bias_of_rows(bias, base, num_rows, BIAS: tl.constexpr, M: tl.constexpr, CHEC
         return tl.load(base).to(tl.float32) + tl.zeros([M], tl.float32)
     else:
         return tl.zeros([M], tl.float32)
+
+
+@triton.jit
+def load_peaks(x, base, num_rows, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
+    """[ROWS]; infinite beyond num_rows, so that no exponential there overflows."""
+    peaks = load_rows(x, base, num_rows, ROWS, CHECK, WIDE)
+    if CHECK:
+        peaks = tl.where(tl.arange(0, ROWS) < num_rows, peaks, float("inf"))
+    return peaks
