@@ -120,9 +120,8 @@ def attend(
     cu_seqlens_q, cu_seqlens_k = sequences
     tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask)
     tensors |= dict.fromkeys(_OUTPUTS) | outputs
-    made = tuple(name for name, t in outputs.items() if t is not None)
     options = (*numbers, seed is not None, precision(query.dtype))
-    known = (lead, layout(*inputs, cu_seqlens_q, outputs.get("out")), made, options)
+    known = (lead, layout(*inputs, cu_seqlens_q, *(tensors[name] for name in _OUTPUTS)), options)
     plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
     operands = at_addresses(plan.operands, tensors)
     diagonal, lists = numbers[1], None

@@ -18,7 +18,7 @@ from ..arguments import (
 )
 from ..backend import select_backend
 from ..registration import differentiable_op
-from . import blocked, cpu, reference
+from . import blocked, cpu, reference, triton
 
 Weights = Tensor | Sequence[Tensor]
 
@@ -117,7 +117,15 @@ _cpu = differentiable_op(
     differentiable=("graphs", "features", "weights", "chain_weights"),
 )
 
-_BACKENDS = {"reference": reference.graph_mix, "blocked": _blocked, "cpu": _cpu}
+_triton = differentiable_op(
+    "graph_mix_triton",
+    triton.graph_mix_forward,
+    triton.graph_mix_backward,
+    _fake,
+    differentiable=("graphs", "features", "weights", "chain_weights"),
+)
+
+_BACKENDS = {"reference": reference.graph_mix, "blocked": _blocked, "cpu": _cpu, "triton": _triton}
 
 
 def graph_mix(

@@ -22,7 +22,7 @@ from ..arguments import (
 from ..backend import select_backend
 from ..graph_mix.op import Weights, canonical_mixtures, common_lead
 from ..registration import differentiable_op
-from . import blocked, cpu, reference
+from . import blocked, cpu, reference, triton
 
 
 def _fake(query, key, features, weights, *_):
@@ -46,7 +46,22 @@ _cpu = differentiable_op(
     differentiable=("query", "key", "features", "weights", "chain_weights", "bias"),
 )
 
-_BACKENDS = {"reference": reference.relu2_graph_mix, "blocked": _blocked, "cpu": _cpu}
+
+def _fake_triton(query, key, features, weights, *_):
+    out = _fake(query, key, features, weights)
+    return out, query.new_empty(out.shape[1:-2].numel(), *query.shape[-3:-1], dtype=torch.float32)
+
+
+_triton = differentiable_op(
+    "relu2_graph_mix_triton",
+    triton.relu2_graph_mix_forward,
+    triton.relu2_graph_mix_backward,
+    _fake_triton,
+    differentiable=("query", "key", "features", "weights", "chain_weights", "bias"),
+    saved_outputs=1,
+)
+
+_BACKENDS = {"reference": reference.relu2_graph_mix, "blocked": _blocked, "cpu": _cpu, "triton": _triton}
 
 
 def relu2_graph_mix(
@@ -115,8 +130,8 @@ def relu2_graph_mix(
         if t is not None:
             check_broadcastable(name, t, (*lead, n, num_targets, num_sources))
     w, c = canonical_mixtures(weights, chain_weights, lead, num_targets, num_sources, query, n, num_heads)
-    run = _BACKENDS[select_backend("relu2_graph_mix", query, key)]
-    out = run(
+    run = _BACKENDS[select_backend("relu2_graph_mix", query, key, features)]
+    result = run(
         query,
         key,
         features,
@@ -129,4 +144,5 @@ def relu2_graph_mix(
         float(scale),
         float(eps),
     )
+    out: Tensor = result[0] if isinstance(result, tuple) else result
     return out[0] if isinstance(weights, Tensor) else out.unbind()

@@ -1,0 +1,279 @@
+"""A mixture of graphs on Triton, the host's side: operands, the two ways, gradients.
+
+Every tensor is brought to one leading dimension, the batch: graphs (B, N, T, S), query and key (B, N, T|S, E), features
+(B, S, F), weights (M, B, T, N); B, and in a bias, a mask and weights N and T, may be 1 where a tensor broadcasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import triton_attention
+from .arguments import broadcast
+from .configurations import Configuration, block, configuration, precision, weight
+from .launch import Launch, Lead, Operand, diagonal_within, is_wide, kind_of
+from .triton_backward import Mixtures, score_gradients
+from .triton_lists import mask_states, tile_lists, transposed
+
+TOGETHER = 2
+"""Mixtures of one launch: more would need more registers than there are."""
+ALIGNMENT = 16
+"""Columns of the features are filled up to a multiple of it, so that rows are copied in whole vectors."""
+
+
+@dataclass
+class Mix:
+    """The inputs of a call in canonical shape."""
+
+    graphs: Tensor | None  # or query and key
+    query: Tensor | None
+    key: Tensor | None
+    features: Tensor
+    weights: Tensor
+    chain_weights: Tensor | None
+    bias: Tensor | None
+    mask: Tensor | None
+    num_heads: int
+    diagonal: int | None
+    scale: float
+    eps: float
+    lead: torch.Size
+    width: int  # of the features as they were given
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """B, N, T, S."""
+        rows = self.graphs if self.query is None else self.query
+        assert rows is not None
+        return self.lead.numel(), self.weights.size(-1), rows.size(-2), self.features.size(-2)
+
+    @property
+    def attention_numbers(self) -> triton_attention.Numbers:
+        return 0.0, self.diagonal, self.scale, self.eps
+
+    def groups(self) -> Iterator[slice]:
+        """The mixtures of each launch."""
+        for first in range(0, self.weights.size(0), TOGETHER):
+            yield slice(first, min(first + TOGETHER, self.weights.size(0)))
+
+    def row_numbers(self, *more: int) -> Tensor:
+        """A number for every graph and target."""
+        b, n, t, _ = self.sizes
+        return torch.empty(*more, b, n, t, dtype=torch.float32, device=self.features.device)
+
+
+def canonical(
+    graphs: Tensor | None,
+    query: Tensor | None,
+    key: Tensor | None,
+    features: Tensor,
+    weights: Tensor,
+    chain_weights: Tensor | None,
+    bias: Tensor | None,
+    attn_mask: Tensor | None,
+    numbers: tuple[int, int | None, float, float],
+) -> Mix:
+    """From tensors with any leading dimensions; weights (M, ..., T or 1, N)."""
+    lead = broadcast(*(t.shape[:-3] for t in (graphs, query, key) if t is not None), features.shape[:-2])
+
+    def flat(t: Tensor | None, tail: int) -> Tensor | None:
+        if t is None:
+            return None
+        t = t[(None,) * max(tail - t.dim(), 0)]
+        if t.shape[:-tail].numel() == 1:
+            return t.reshape(1, *t.shape[t.dim() - tail :])
+        return t.expand(*lead, *t.shape[t.dim() - tail :]).reshape(lead.numel(), *t.shape[t.dim() - tail :])
+
+    def per_mixture(t: Tensor | None) -> Tensor | None:
+        return None if t is None else torch.stack([flat(w, 2) for w in t.unbind()])  # type: ignore[misc]
+
+    graphs, query, key, bias, mask = (flat(t, 3) for t in (graphs, query, key, bias, attn_mask))
+    weights, chain_weights = per_mixture(weights), per_mixture(chain_weights)  # type: ignore[assignment]
+    width, features = features.size(-1), padded(flat(features, 2))  # type: ignore[arg-type]
+    return Mix(graphs, query, key, features, weights, chain_weights, bias, mask, *numbers, lead, width)
+
+
+def padded(t: Tensor) -> Tensor:
+    return torch.nn.functional.pad(t, (0, -t.size(-1) % ALIGNMENT)) if t.size(-1) % ALIGNMENT else t
+
+
+def sums_first(num_graphs: int, num_mixtures: int, width: int, features: int) -> bool:
+    """Whether the weighted tiles of the graphs are summed before one product with the features, which computes the
+    scores of `width` columns twice, or each graph is multiplied with the features."""
+    return num_graphs * block(width) + num_mixtures * block(features) < num_graphs * block(features)
+
+
+def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(out (M, B, T, F), 1 / (Z + eps) of every graph, empty for given graphs), without the running products, which
+    come as the addend in fp32, and bring the second result with them."""
+    b, n, t, _ = mix.sizes
+    out = mix.features.new_empty(mix.weights.size(0), b, t, mix.features.size(-1))
+    if mix.query is not None and inverse is None:
+        inverse = mix.row_numbers()
+        if not sums_first(n, mix.weights.size(0), mix.query.size(-1), mix.width):
+            for part in mix.groups():
+                _multiply_each(mix, part, inverse, out)
+            return out, inverse
+        inputs = mix.query, mix.key, None, mix.bias, mix.mask
+        triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers)
+    for part in mix.groups():
+        _sum_first(mix, part, inverse, addend, out)
+    return out, mix.features.new_empty(0) if inverse is None else inverse
+
+
+def backward(
+    mix: Mix, dout: Tensor, inverse: Tensor | None, needs: dict[str, bool], dgraphs: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Gradients by the names of the inputs, in canonical shape; dgraphs (B, N, T, S) is added to."""
+    b, _, _, s = mix.sizes
+    gradients: dict[str, Tensor] = {}
+    scores = needs["query"] or needs["key"] or needs["bias"]
+    moments = mix.row_numbers(mix.weights.size(0)).zero_() if needs["weights"] or scores else None
+    if moments is not None or dgraphs is not None:
+        for part in mix.groups():
+            _moments(mix, part, inverse, dout, moments, dgraphs)
+    if needs["weights"] and moments is not None:
+        gradients["weights"] = moments.mT.sum_to_size(mix.weights.shape)
+    if needs["features"]:
+        parts = [
+            torch.empty(b, s, mix.features.size(-1), dtype=torch.float32, device=dout.device) for _ in mix.groups()
+        ]
+        for part, dfeatures in zip(mix.groups(), parts, strict=True):
+            _features_gradient(mix, part, inverse, dout, dfeatures)
+        gradients["features"] = sum(parts[1:], parts[0])
+    if scores and moments is not None:
+        assert mix.query is not None and mix.key is not None and inverse is not None
+        rows = dict(inverse=inverse, delta=(moments * mix.weights.mT).sum(0))
+        gradients["query"], gradients["key"], _, gradients["bias"] = score_gradients(
+            Mixtures(dout[:, :, None], mix.weights.mT), None, rows, mix.query, mix.key, mix.features[:, None], mix.bias,
+            mix.mask, None, mix.attention_numbers, [needs["query"], needs["key"], False, needs["bias"]],
+        )  # fmt: skip
+    return gradients
+
+
+def operand(t: Tensor | None, tail: int = 2) -> Operand | None:
+    """Of a tensor (B, N, rows, columns), or (B, N, rows) with tail 1."""
+    if t is None:
+        return None
+    d0, d2, *rest = (0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return Operand(t, d0, 0, d2, *rest[:tail])
+
+
+def first_of(t: Tensor | None, part: slice, tail: int = 2) -> tuple[Operand | None, int]:
+    """The operand of the first of a launch's mixtures, and how far it is to the next. t (M, B, rows, columns), or with
+    tail 1 (M, B, N, rows)."""
+    if t is None:
+        return None, 0
+    return operand(t[part.start] if tail == 1 else t[part.start][:, None], tail), t.stride(0)
+
+
+class _Shared:
+    """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures."""
+
+    def __init__(self, kernel: str, mix: Mix, part: slice, inverse: Tensor | None, over_sources: bool = False) -> None:
+        b, n, t, s = mix.sizes
+        like = mix.features[..., :0] if mix.query is None else mix.query
+        kind, features, width = kind_of(mix.bias, scalars=True), mix.features.size(-1), block(like.size(-1))
+        heavy = weight(mix.diagonal, False, kind, mix.mask is not None, False)
+        self.tile = tile = configuration(kernel, like, features, heavy)
+        rows, across = (s, tile.N) if over_sources else (t, tile.M)
+        self.programs = b * ((rows + across - 1) // across)
+        given = dict(graphs=mix.graphs, query=mix.query, key=mix.key, bias=mix.bias, mask=mix.mask)
+        views = {name: operand(x) for name, x in given.items()}
+        weights, step = first_of(mix.weights.mT, part, 1)
+        self.arguments: dict[str, Any] = views | dict(
+            inverse=operand(inverse, 1),
+            weights=weights,
+            weights_step=step,
+            lists=_lists(mix, tile, over_sources),
+            num_graphs=n,
+            T=t,
+            S=s,
+            tiles=(rows + across - 1) // across,
+            diagonal=diagonal_within(mix.diagonal, t, s),
+            scale=mix.scale,
+        )
+        self.constants: dict[str, Any] = dict(
+            WIDTH=like.size(-1),
+            CHECK_T=t % tile.M != 0,
+            FEATURES=features,
+            MIXTURES=part.stop - part.start,
+            M=tile.M,
+            N=tile.N,
+            E=width,
+            F=tile.features,
+            BIAS=kind,
+            MASK=kind_of(mix.mask, scalars=False),
+            CAUSAL=mix.diagonal is not None,
+            SCALE=mix.scale != 1.0,
+            PRECISION=precision(mix.features.dtype),
+        )
+
+    def launch(self, kernel: Callable, own: dict[str, Any], dropped: tuple[str, ...] = (), **constants: Any) -> None:
+        arguments = own | {name: x for name, x in self.arguments.items() if name not in dropped}
+        c = self.constants | constants
+        operands = [x for x in arguments.values() if isinstance(x, Operand)]
+        c["WIDE"] = is_wide(operands, max(c["M"], c["N"]), max(c["E"], c["F"], c["N"]))
+        chunks = max((c["FEATURES"] + c["F"] - 1) // c["F"], 1) if "batches" in own else 1
+        Launch(kernel, self.programs * chunks, arguments, c, self.tile).run()
+
+    def columns_of_sums(self) -> int:
+        """Columns of the features at a time where a sum for each mixture is in registers."""
+        return max(ALIGNMENT, self.tile.features // self.constants["MIXTURES"])
+
+
+def _sum_first(mix: Mix, part: slice, inverse: Tensor | None, addend: Tensor | None, out: Tensor) -> None:
+    from .device.mixes import mixed_kernel
+
+    shared = _Shared("mix", mix, part, inverse)
+    result, step = first_of(out, part)
+    own = dict(features=operand(mix.features[:, None]), addend=first_of(addend, part)[0], out=result, out_step=step)
+    scaled = mix.features.dtype == torch.float16
+    shared.launch(mixed_kernel, own | dict(batches=out.size(1)), F=shared.columns_of_sums(), SCALED=scaled)
+
+
+def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
+    from .device.mixes import graph_by_graph_kernel
+
+    shared = _Shared("mix_each", mix, part, inverse)
+    result, step = first_of(out, part)
+    own = dict(features=operand(mix.features[:, None]), out=result, out_step=step, eps=mix.eps, batches=out.size(1))
+    scaled = mix.features.dtype != torch.bfloat16
+    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=shared.columns_of_sums(), SCALED=scaled)
+
+
+def _features_gradient(mix: Mix, part: slice, inverse: Tensor | None, dout: Tensor, dfeatures: Tensor) -> None:
+    from .device.mixes import features_kernel
+
+    cotangent, step = first_of(dout, part)
+    own = dict(dout=cotangent, dout_step=step, dfeatures=operand(dfeatures[:, None]), batches=dout.size(1))
+    shared = _Shared("mix_features", mix, part, inverse, over_sources=True)
+    shared.launch(features_kernel, own, SCALED=mix.features.dtype == torch.float16)
+
+
+def _moments(
+    mix: Mix, part: slice, inverse: Tensor | None, dout: Tensor, moments: Tensor | None, dgraphs: Tensor | None
+) -> None:
+    from .device.mixes import moments_kernel
+
+    (cotangent, step), (sums, sums_step) = first_of(dout, part), first_of(moments, part, 1)
+    own = dict(dout=cotangent, dout_step=step, features=operand(mix.features[:, None]), dgraphs=operand(dgraphs))
+    shared = _Shared("mix_moments", mix, part, inverse)
+    shared.launch(moments_kernel, own | dict(moments=sums, moments_step=sums_step))
+
+
+def _lists(mix: Mix, tile: Configuration, over_sources: bool) -> Operand | None:
+    """Tiles to visit, where a mask is the same for all graphs."""
+    if mix.mask is None or mix.mask.size(1) != 1:
+        return None
+    b, _, t, s = mix.sizes
+    mask = mix.mask[:, 0]
+    states = mask_states(Lead(torch.Size((b,)), [(mask, 2)]), mask, t, s, mix.diagonal)
+    sides = (transposed(states), s, t, tile.N, tile.M) if over_sources else (states, t, s, tile.M, tile.N)
+    lists = tile_lists(*sides)
+    return lists._replace(d0=lists.d2, d2=0)
