@@ -30,7 +30,7 @@ def _heads(mix: Mix) -> Iterator[slice]:
 
 
 def _layers(mix: Mix, heads: slice) -> list[slice]:
-    """The graphs of the heads in each layer."""
+    """The graphs of the heads, layer by layer."""
     return [slice(n + heads.start, n + heads.stop) for n in range(0, mix.sizes[1], mix.num_heads)]
 
 
@@ -43,6 +43,12 @@ def _inputs(mix: Mix, graphs: slice) -> tuple[Tensor | None, ...]:
     """query, key, bias and mask."""
     pair = (_part(mix.query, graphs), _part(mix.key, graphs))
     return *pair, _part(mix.bias, graphs, True), _part(mix.mask, graphs, True)
+
+
+def _weights(mix: Mix, graphs: slice) -> Tensor:
+    """(M, B, T, heads) of the running products that end with these graphs, of a layer above the first."""
+    assert mix.chain_weights is not None
+    return mix.chain_weights[..., graphs.start - mix.num_heads : graphs.stop - mix.num_heads]
 
 
 def _step(mix: Mix, graphs: slice, value: Tensor, inverse: Tensor | None) -> Tensor:
@@ -58,28 +64,28 @@ def _step(mix: Mix, graphs: slice, value: Tensor, inverse: Tensor | None) -> Ten
 
 
 def forward(mix: Mix) -> tuple[Tensor, Tensor | None]:
-    """(sum_n c_n X_n (M, B, T, F) in fp32, 1 / (Z + eps) of every graph)."""
-    assert mix.chain_weights is not None
+    """(sum_n c_n X_n (M, B, T, F) in fp32 over the layers above the first, 1 / (Z + eps) of every graph)."""
     b, _, t, _ = mix.sizes
     total = mix.features.new_zeros(mix.weights.size(0), b, t, mix.features.size(-1), dtype=torch.float32)
     inverse = None if mix.graphs is not None else mix.row_numbers()
     for heads in _heads(mix):
         states = mix.features[:, None]
-        for graphs in _layers(mix, heads):
+        for level, graphs in enumerate(_layers(mix, heads)):
             states = _step(mix, graphs, states, inverse)
-            _add_layer(mix, graphs, states, total)
+            if level:
+                _add_layer(mix, graphs, states, total)
     return total, inverse
 
 
 def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | None) -> dict[str, Tensor]:
-    """Gradients by the names of the inputs, in canonical shape; dgraphs (B, N, T, S) is filled."""
-    assert mix.chain_weights is not None
+    """Gradients by the names of the inputs, in canonical shape, of chain_weights (M, B, T, N - heads); dgraphs
+    (B, N, T, S) is filled."""
     gradients: dict[str, Tensor] = {}
     for name in ("query", "key", "bias"):
         given = getattr(mix, name)
         if needs[name]:
             gradients[name] = torch.zeros(given.shape, dtype=given.dtype, device=given.device)
-    dweights = mix.row_numbers(mix.weights.size(0)) if needs["chain_weights"] else None
+    dweights = mix.row_numbers(mix.weights.size(0))[:, :, mix.num_heads :] if needs["chain_weights"] else None
     dfeatures = None
     if needs["features"]:
         dfeatures = gradients["features"] = mix.features.new_zeros(mix.features.shape, dtype=torch.float32)
@@ -92,8 +98,8 @@ def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | N
         for level in reversed(range(len(layers))):
             graphs = layers[level]
             state, before = states.pop(), states[level]
-            dstate, units = _layer_gradient(mix, graphs, state, dout, above, dweights)
             last = level == 0
+            dstate, units = _layer_gradient(mix, graphs, state, None if last else dout, above, dweights)
             wanted = not last or needs["features"]
             if mix.graphs is not None:
                 a, d = mix.graphs[:, graphs], dstate if units is None else dstate.float() * units[..., None]
@@ -117,7 +123,7 @@ def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | N
             if last and dfeatures is not None and above is not None:
                 dfeatures += above.sum(1).sum_to_size(dfeatures.shape)
     if dweights is not None:
-        gradients["chain_weights"] = dweights.mT.sum_to_size(mix.chain_weights.shape)
+        gradients["chain_weights"] = dweights.mT
     return gradients
 
 
@@ -132,11 +138,10 @@ def _add_layer(mix: Mix, graphs: slice, states: Tensor, total: Tensor) -> None:
     """total_m += sum_h c_mh X_h."""
     from .device.chains import add_layer_kernel
 
-    assert mix.chain_weights is not None
     everything = slice(0, mix.weights.size(0))
     features = states.size(-1)
     tiles, programs = _grid(mix, max((features + _TILE.features - 1) // _TILE.features, 1))
-    weights, weights_step = first_of(mix.chain_weights[..., graphs].mT, everything, 1)
+    weights, weights_step = first_of(_weights(mix, graphs).mT, everything, 1)
     out, out_step = first_of(total, everything)
     views = dict(states=operand(states), weights=weights, out=out)
     numbers = dict(
@@ -151,38 +156,42 @@ def _add_layer(mix: Mix, graphs: slice, states: Tensor, total: Tensor) -> None:
 
 
 def _layer_gradient(
-    mix: Mix, graphs: slice, states: Tensor, dout: Tensor, above: Tensor | None, dweights: Tensor | None
+    mix: Mix, graphs: slice, states: Tensor, dout: Tensor | None, above: Tensor | None, dweights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """(dX_l, in fp16 divided by units of its rows, the units (B, heads, T) or None)."""
+    """(dX_l, in fp16 divided by units of its rows, the units (B, heads, T) or None). Without dout, of the first layer,
+    all comes from above."""
     from .device.chains import layer_gradient_kernel
 
-    assert mix.chain_weights is not None
     everything = slice(0, mix.weights.size(0))
     dstates, units = torch.empty_like(states), None
     if states.dtype == torch.float16:
         units = torch.empty(states.shape[:3], dtype=torch.float32, device=states.device)
     tiles, programs = _grid(mix, graphs.stop - graphs.start)
-    weights, weights_step = first_of(mix.chain_weights[..., graphs].mT, everything, 1)
+    weights = part = None
+    if dout is not None:
+        weights = _weights(mix, graphs).mT
+        if dweights is not None:
+            part = dweights[:, :, graphs.start - mix.num_heads : graphs.stop - mix.num_heads]
     cotangent, dout_step = first_of(dout, everything)
-    part = None if dweights is None else dweights[:, :, graphs]
     views = dict(
         states=operand(states),
         dout=cotangent,
-        weights=weights,
+        weights=first_of(weights, everything, 1)[0],
         above=operand(above),
         dstates=operand(dstates),
         units=operand(units, 1),
         dweights=first_of(part, everything, 1)[0],
     )
     numbers = dict(
-        weights_step=weights_step,
+        weights_step=0 if weights is None else weights.stride(0),
         dout_step=dout_step,
         dweights_step=0 if part is None else part.stride(0),
         num_heads=graphs.stop - graphs.start,
         T=mix.sizes[2],
         tiles=tiles,
     )
-    Launch(layer_gradient_kernel, programs, views | numbers, _constants(mix, views), _TILE).run()
+    constants = _constants(mix, views) | dict(MIXTURES=0 if dout is None else mix.weights.size(0))
+    Launch(layer_gradient_kernel, programs, views | numbers, constants, _TILE).run()
     return dstates, units
 
 

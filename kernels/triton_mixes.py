@@ -51,13 +51,18 @@ def backward(
     """Gradients of NAMES, empty where `needs` says that none is needed."""
     mix = canonical(graphs, query, key, features, weights, chain_weights, bias, attn_mask, numbers)
     wanted = dict(zip(NAMES, needs, strict=True))
+    for_weights = dict(weights=wanted["weights"] or wanted["chain_weights"])
     b, n, t, s = mix.sizes
     dout = padded(dout.reshape(dout.size(0), b, t, mix.width))
     dgraphs = features.new_zeros(b, n, t, s) if wanted["graphs"] else None
     parts: list[dict[str, Tensor]] = []
     if mix.chain_weights is not None:
         parts.append(triton_chains.backward(mix, dout, wanted, dgraphs))
-    parts.append(triton_mixture.backward(mix, dout, inverse, wanted, dgraphs))
+    parts.append(triton_mixture.backward(mix, dout, inverse, wanted | for_weights, dgraphs))
+    if wanted["chain_weights"]:  # the running products of the first layer are its graphs
+        first = parts[-1]["weights"][..., : mix.num_heads]
+        others = [part.pop("chain_weights") for part in parts[:-1]]
+        parts.append(dict(chain_weights=torch.cat([first, *others], -1)))
     if dgraphs is not None:
         parts.append(dict(graphs=dgraphs))
     results = []

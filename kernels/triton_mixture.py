@@ -34,8 +34,8 @@ class Mix:
     query: Tensor | None
     key: Tensor | None
     features: Tensor
-    weights: Tensor
-    chain_weights: Tensor | None
+    weights: Tensor  # with those of the first layer's running products, which are its graphs
+    chain_weights: Tensor | None  # of the running products of the other layers, or None where there are none
     bias: Tensor | None
     mask: Tensor | None
     num_heads: int
@@ -95,6 +95,10 @@ def canonical(
     graphs, query, key, bias, mask = (flat(t, 3) for t in (graphs, query, key, bias, attn_mask))
     weights, chain_weights = per_mixture(weights), per_mixture(chain_weights)  # type: ignore[assignment]
     width, features = features.size(-1), padded(flat(features, 2))  # type: ignore[arg-type]
+    if chain_weights is not None:
+        first, others = chain_weights.split((numbers[0], weights.size(-1) - numbers[0]), -1)
+        weights = weights + torch.nn.functional.pad(first, (0, others.size(-1)))
+        chain_weights = others if others.size(-1) else None
     return Mix(graphs, query, key, features, weights, chain_weights, bias, mask, *numbers, lead, width)
 
 
@@ -129,7 +133,8 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
 def backward(
     mix: Mix, dout: Tensor, inverse: Tensor | None, needs: dict[str, bool], dgraphs: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the inputs, in canonical shape; dgraphs (B, N, T, S) is added to."""
+    """Gradients by the names of the inputs, in canonical shape, of weights (M, B, T, N); dgraphs (B, N, T, S) is added
+    to."""
     b, _, _, s = mix.sizes
     gradients: dict[str, Tensor] = {}
     scores = needs["query"] or needs["key"] or needs["bias"]
@@ -138,7 +143,7 @@ def backward(
         for part in mix.groups():
             _moments(mix, part, inverse, dout, moments, dgraphs)
     if needs["weights"] and moments is not None:
-        gradients["weights"] = moments.mT.sum_to_size(mix.weights.shape)
+        gradients["weights"] = moments.mT
     if needs["features"]:
         parts = [
             torch.empty(b, s, mix.features.size(-1), dtype=torch.float32, device=dout.device) for _ in mix.groups()

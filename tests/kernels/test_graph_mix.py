@@ -1,3 +1,4 @@
+import contextlib
 from unittest import mock
 
 import pytest
@@ -7,9 +8,35 @@ from hypothesis import strategies as st
 
 import glomo
 from glomo.kernels import use_backend
-from parity import WITHOUT_TRITON, check_parity, random, widest
+from glomo.kernels.graph_mix import reference
+from parity import DTYPES, EXAMPLES, IMPLEMENTATIONS, PHASES, check_parity, nudged, random, widest
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+@contextlib.contextmanager
+def every_way(first):
+    """Both ways that a backend has, whatever it would choose: running products as matrices in C++ or not, in Triton the
+    sum of the graphs' tiles before the product with the features or each graph by itself, heads together or not."""
+    with (
+        mock.patch("glomo.kernels.cpu_mixes.as_matrices", return_value=first),
+        mock.patch("glomo.kernels.triton_mixture.sums_first", return_value=first),
+        mock.patch("glomo.kernels.triton_chains.PROGRAMS", 512 if first else 1),
+    ):
+        yield
+
+
+def rounded_products(dtype):
+    """Plain PyTorch rounds every product of a chain to the dtype that it computes in; so do our products with the
+    features, which the reference in fp32 does not."""
+    original = reference.running_products
+
+    def products(graphs, num_heads):
+        layers = graphs.unflatten(-3, (-1, num_heads)).unbind(-4)
+        found = [original(torch.cat(layers[:1], -3), num_heads)]
+        for layer in layers[1:]:
+            found.append(nudged(layer @ found[-1], dtype))
+        return torch.cat(found, -3)
+
+    return mock.patch.object(reference, "running_products", products)
 
 
 def by_loops(graphs, features, weights, chain_weights, num_heads):
@@ -26,7 +53,7 @@ def by_loops(graphs, features, weights, chain_weights, num_heads):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("backend", WITHOUT_TRITON)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 6])
 def test_formula(backend, num_heads):
     tensors = random(6, 5, 5), random(5, 3), random(5, 6), random(5, 6)
@@ -38,7 +65,7 @@ def test_formula(backend, num_heads):
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", WITHOUT_TRITON)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
 def test_chain_is_a_matrix_product_not_an_elementwise_one(backend):
     """Two links of a chain: 2 reads 1, 1 reads 0. Elementwise the product would be 0."""
     graphs = torch.zeros(2, 3, 3)
@@ -51,7 +78,7 @@ def test_chain_is_a_matrix_product_not_an_elementwise_one(backend):
     assert torch.equal(out, expected)
 
 
-@pytest.mark.parametrize("backend", WITHOUT_TRITON)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
 def test_products_of_strictly_triangular_graphs_lose_a_row_each(backend):
     graphs = torch.rand(5, 4, 4).tril(-1)
     for layers in range(1, 6):
@@ -71,11 +98,11 @@ def weights_of(shape, lead, t, n):
     return random(*sizes[shape])
 
 
-@pytest.mark.parametrize("matrices", [True, False])
-@settings(max_examples=30)
+@pytest.mark.parametrize("first", [True, False])
+@settings(max_examples=EXAMPLES // 2, phases=PHASES)
 @given(data=st.data())
-def test_parity(matrices, data):
-    with mock.patch("glomo.kernels.cpu_mixes.as_matrices", return_value=matrices):  # the two forms of chains in C++
+def test_parity(first, data):
+    with every_way(first):
         check_mixes(data)
 
 
@@ -87,7 +114,7 @@ def check_mixes(data):
     n = layers * num_heads
     chained = data.draw(st.booleans())
     s = t if chained else data.draw(st.sampled_from([1, 6, 40]))
-    mixtures = data.draw(st.lists(st.sampled_from(WEIGHT_SHAPES), min_size=1, max_size=2))
+    mixtures = data.draw(st.lists(st.sampled_from(WEIGHT_SHAPES), min_size=1, max_size=3))
     weights = [weights_of(shape, lead, t, n) for shape in mixtures]
     chains = [weights_of(shape, lead, t, n) for shape in mixtures] if chained else []
 
@@ -95,7 +122,8 @@ def check_mixes(data):
         w, c = both[: len(weights)], both[len(weights) :] or None
         return glomo.graph_mix(graphs, features, w, c, num_heads=num_heads)
 
-    check_parity(mix, [random(*lead, n, t, s, dtype=dtype), random(*lead, s, e, dtype=dtype), *weights, *chains])
+    tensors = [random(*lead, n, t, s, dtype=dtype), random(*lead, s, e, dtype=dtype), *weights, *chains]
+    check_parity(mix, tensors, lambda: rounded_products(dtype))
 
     causal = data.draw(st.booleans())
     bias = data.draw(st.sampled_from([None, (), (n, 1, 1), (*lead, n, t, 1), (1, s)]))
@@ -109,12 +137,13 @@ def check_mixes(data):
 
     query, key = random(*lead, n, t, 8, dtype=dtype), random(*lead, n, s, 8, dtype=dtype)
     features = random(*lead, s, e, dtype=dtype)
-    check_parity(relu2_mix, [query, key, features, None if bias is None else random(*bias), *weights, *chains])
+    tensors = [query, key, features, None if bias is None else random(*bias), *weights, *chains]
+    check_parity(relu2_mix, tensors, lambda: rounded_products(dtype))
 
 
-@pytest.mark.parametrize("matrices", [True, False])
+@pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("diagonal", [-1, 30, None])
-def test_parity_over_several_tiles(matrices, diagonal):
+def test_parity_over_several_tiles(first, diagonal):
     def call(query, key, features, bias, weights, chains):
         return glomo.relu2_graph_mix(
             query,
@@ -130,9 +159,8 @@ def test_parity_over_several_tiles(matrices, diagonal):
 
     n, t = 6, 150
     tensors = [random(2, n, t, 8), random(2, n, t, 8), random(2, t, 6), random(2, n, t, 1), random(2, t, n), random(n)]
-    with mock.patch("glomo.kernels.cpu_mixes.as_matrices", return_value=matrices):
+    with every_way(first):
         check_parity(call, tensors)
-    if matrices:
         check_parity(lambda *a: call(*a, None), tensors[:-1])
 
 

@@ -73,12 +73,20 @@ def run(call: Call, tensors: Sequence[Tensor | None], backend: str | None = None
     return [o.detach() for o in outputs] + zeros
 
 
-def check_parity(call: Call, tensors: Sequence[Tensor | None]) -> None:
-    """Holds the forced backend, or else the automatic choice and "blocked", to the fp64 reference on these inputs."""
+def check_parity(
+    call: Call,
+    tensors: Sequence[Tensor | None],
+    moving: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
+    """Holds the forced backend, or else the automatic choice and "blocked", to the fp64 reference on these inputs.
+
+    The runs that show the sensitivity are inside of `moving()`, where an op has leave to round more than that.
+    """
     wide = [None if t is None else t.double() if t.is_floating_point() else t for t in tensors]
     expected = run(call, wide, "reference")
     eager = run(call, tensors, "reference")
-    moved = [run(call, wide, "reference", nudge=True) for _ in range(4)]
+    with moving():
+        moved = [run(call, wide, "reference", nudge=True) for _ in range(4)]
     largest = max(float(t[t.isfinite()].abs().max()) if t.isfinite().any() else 0.0 for t in expected)
     for backend in [None] if forced_backend() or IMPLEMENTATIONS[-1] != "cpu" else [None, "blocked"]:
         check_results(run(call, tensors, backend), eager, expected, moved, largest)
@@ -116,12 +124,12 @@ class RoundedArithmetic(TorchDispatchMode):
         return nudged(result) if func.overloadpacket.__name__ in self.ARITHMETIC else result
 
 
-def nudged(t: Tensor) -> Tensor:
-    """Every value one fp32 rounding up or down."""
+def nudged(t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Every value one rounding up or down."""
     if not t.is_floating_point():
         return t
     signs = torch.randint(0, 2, t.shape, generator=_NUDGES, device="cpu").to(t.device) * 2 - 1
-    return t * (1 + torch.finfo(torch.float32).eps * signs)
+    return t * (1 + torch.finfo(dtype).eps * signs)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
