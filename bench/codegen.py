@@ -6,9 +6,10 @@ the shipped configuration. A row is printed for each; the
 command fails on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the
 chip has.
 
-The prediction is of the busiest loop: with T the tensor cores' clocks and C the clocks of each scheduler in one turn (one
-an instruction, or eight an exponential if these take longer), a lone block of threads spends T + C on one tile, and
-perfect overlap max(T, C). Both are given as TFLOP/s that count the tile's products once (a compiler may execute more).
+The prediction is of the busiest loop: with T the tensor cores' clocks and C the clocks of each scheduler in one turn
+(one an instruction, or eight an exponential if these take longer), a lone block of threads spends T + C on one tile,
+and perfect overlap max(T, C). Both are given as TFLOP/s that count the tile's products once (a compiler may execute
+more).
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from unittest import mock
 
 import torch
 
-from glomo.kernels import configurations, triton_attention, triton_backward
+from glomo.kernels import configurations, triton_attention, triton_backward, triton_mixes, triton_mixture
 from glomo.kernels.attention import triton as softmax_attention
 from glomo.kernels.launch import Launch
 from glomo.kernels.relu2_affinity import triton as affinity
 from glomo.kernels.relu2_attention import triton as attention
 
 SHARED_LIMIT = {"80": 166912, "86": 101376, "89": 101376, "90": 232448, "100": 232448, "gfx942": 65536}
+NO_PRODUCTS = ("block_states_kernel", "tile_lists_kernel", "add_layer_kernel", "layer_gradient_kernel")
 PEAK = 790.0
 """TFLOP/s of a bf16 matrix product measured on an H200, which the predictions are in units of."""
 
@@ -141,6 +143,31 @@ def relate(case: Case, bias: str | None = "row", diagonal: int | None = -1) -> N
     affinity.relu2_affinity_backward(gradients, list(outputs), query, key, b, None, diagonal, 1.0, 1e-6, needs=needs)
 
 
+def mix(
+    case: Case,
+    bias: str | None = None,
+    mask: str | None = None,
+    diagonal: int | None = None,
+    chains: bool = False,
+    mixtures: int = 1,
+    sums_first: bool = True,
+    given: bool = False,
+    per_target: bool = False,
+) -> None:
+    """graph_mix of given graphs, or relu2_graph_mix, forward and backward: 4 layers of 8 heads."""
+    n, t, batch = 32, case.size, max(case.heads // 32, 1)
+    graphs = case.tensor(batch, n, t, t) if given else None
+    query, key = (None if given else case.tensor(batch, n, t, case.width) for _ in range(2))
+    b, m = bias_and_mask(case._replace(heads=n), bias, mask)
+    weights = case.tensor(mixtures, batch, t if per_target else 1, n, dtype=torch.float32)
+    arguments = (graphs, query, key, case.tensor(batch, t, case.features), weights, weights if chains else None, b)
+    arguments = (*arguments, None if m is None else m[:1], (8, diagonal, 1.0, 1e-6))
+    with mock.patch.object(triton_mixture, "sums_first", return_value=sums_first):
+        out, inverse = triton_mixes.forward(*arguments)
+    needs = [given, not given, not given, True, True, chains, b is not None]
+    triton_mixes.backward(torch.empty_like(out), None if given else inverse, *arguments, needs)
+
+
 CALLS: dict[str, Callable[[Case], None]] = {
     "plain": attend,
     "glomo: strictly causal, bias per target": lambda c: attend(c, bias="row", diagonal=-1),
@@ -156,6 +183,11 @@ CALLS: dict[str, Callable[[Case], None]] = {
     "softmax, padding mask": lambda c: attend_softmax(c, mask="bool"),
     "softmax, float mask": lambda c: attend_softmax(c, mask="float"),
     "softmax, dropout": lambda c: attend_softmax(c, dropout_p=0.1, diagonal=0),
+    "mix": mix,
+    "mix, glomo": lambda c: mix(c, bias="row", diagonal=-1, chains=True, mixtures=2, per_target=True),
+    "mix, each graph": lambda c: mix(c, bias="row", diagonal=-1, sums_first=False),
+    "mix, full bias, mask": lambda c: mix(c, bias="full", mask="column", per_target=True),
+    "mix of given graphs": lambda c: mix(c, given=True, chains=True),
 }
 
 
@@ -172,7 +204,7 @@ def with_tf32(run: Callable[[Case], None]) -> Callable[[Case], None]:
 
 def cases(quick: bool, architecture: str) -> Iterator[Case]:
     if quick:
-        for name in [*list(CALLS)[:2], "softmax"]:
+        for name in [*list(CALLS)[:2], "softmax", "mix, glomo"]:
             yield Case(name, torch.bfloat16, 64, 64, CALLS[name])
         return
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
@@ -250,7 +282,7 @@ def examine(launch: Launch, architecture: str) -> Report:
     else:
         report = _examine_nvidia(compiled, architecture, warps, shared)
     problems = report.problems
-    multiplies = launch.kernel.__name__ not in ("block_states_kernel", "tile_lists_kernel")
+    multiplies = launch.kernel.__name__ not in NO_PRODUCTS
     if multiplies and not report.tensor and not _is_full_fp32(launch):
         problems.append("no tensor-core instruction")
     if report.spills > (24 if _is_full_fp32(launch) else 0):  # instructions that touch spilled registers
@@ -393,6 +425,8 @@ def products(launch: Launch) -> int:
     """Columns of the matrix products of one tile, added up."""
     E, F = launch.constants["E"], launch.constants.get("F", 0)
     names = {"forward_kernel": E + F, "targets_kernel": 2 * E + F, "pairs_kernel": E + F, "affinity_kernel": E}
+    names |= dict.fromkeys(("mixed_kernel", "features_kernel", "moments_kernel"), E)  # the loop over the graphs
+    names["graph_by_graph_kernel"] = E + F
     return names.get(launch.kernel.__name__, 2 * E + 2 * F)
 
 

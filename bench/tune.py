@@ -11,6 +11,7 @@ candidate's cost in bench/results/tiles-*.jsonl: a run that was stopped goes on 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import multiprocessing
@@ -22,12 +23,12 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
-from bench.codegen import CALLS, Case, examine, launches, products, relate, table_name
+from bench.codegen import CALLS, Case, examine, launches, mix, products, relate, table_name
 from bench.results import ROOT, append, circumstances, read, slug
 from glomo.kernels import configurations
 from glomo.kernels.configurations import Configuration, block
@@ -43,12 +44,20 @@ KERNELS = {
     "attention_targets": "targets_kernel",
     "attention_sources": "sources_kernel",
     "attention_pairs": "pairs_kernel",
+    "mix": "mixed_kernel",
+    "mix_each": "graph_by_graph_kernel",
+    "mix_features": "features_kernel",
+    "mix_moments": "moments_kernel",
     "affinity_targets": "targets_kernel",
     "affinity_sources": "sources_kernel",
     "relu2_affinity": "affinity_kernel",
 }
 PRODUCTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 WIDTHS = (64, 128, 256)
+WIDEST_SUMS = 512
+"""Columns that the kernels hold sums of beside a whole loop over graphs: a chunk more repeats that loop."""
+L2_BYTES = 25.0
+"""What a multiprocessor of an H200 gets from the second-level cache in a clock: 5.8 TB/s in all, an estimate."""
 
 Run = Callable[[Case], None]
 
@@ -65,8 +74,25 @@ SOFTMAX = [
 ]
 
 
+def mixes(kernel: str, weight: int) -> list[Run]:
+    """The same for a kernel of mixtures: features as wide as the entry beside a narrow query, then both wide."""
+    kinds: list[dict[str, Any]] = [dict(bias="row", diagonal=-1)]
+    if weight == 2:
+        kinds = [dict(bias="row", diagonal=-1, mixtures=2, per_target=True), dict(bias="full", mask="column")]
+
+    def run(case: Case, most: int, kind: dict[str, Any]) -> None:
+        case = case._replace(
+            width=min(case.width, most), features=min(case.features, WIDEST_SUMS if most == 64 else most)
+        )
+        mix(case, sums_first=kernel != "mix_each", **kind)
+
+    return [functools.partial(run, most=most, kind=kind) for most in (64, 256) for kind in kinds]
+
+
 def calls(kernel: str, weight: int) -> list[Run]:
     """The kinds of call of a weight that launch the kernel."""
+    if kernel.startswith("mix"):
+        return mixes(kernel, weight)
     graphs: list[Run] = [
         lambda c: relate(c, None, None),
         relate,
@@ -110,18 +136,20 @@ def current(entry: Entry, arch: str) -> Configuration:
 def candidates(entry: Entry) -> list[Configuration]:
     """Tile shapes worth a try, from large to small."""
     kernel, dtype, width = entry.kernel, PRODUCTS[entry.products], entry.width
-    features = [width]
     role = KERNELS[kernel]
-    if width == 256:
+    features = [width]
+    if kernel in ("mix", "mix_features"):
+        features = [f for f in (width, width // 2, width // 4) if f >= 64]
+    elif width == 256:
         features = [128, 64] if role != "forward_kernel" else [256, 128]
     shapes: list[tuple[int, int, int]]
     if dtype == torch.float32:
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8), (64, 32, 16), (32, 64, 4), (32, 32, 8), (32, 32, 4)]
-    elif role in ("sources_kernel", "pairs_kernel"):
+    elif role in ("sources_kernel", "pairs_kernel", "features_kernel"):
         shapes = [(64, 128, 8), (64, 64, 4), (32, 128, 8), (32, 64, 4), (64, 64, 8), (32, 64, 8)]
     else:
         shapes = [(128, 128, 8), (128, 64, 4), (64, 64, 4), (128, 64, 8), (64, 32, 4), (64, 32, 8)]
-    if width == 256:
+    if width == 256 and not kernel.startswith("mix"):
         shapes = [shape for shape in shapes if shape[0] * shape[1] <= 64 * 64]
     stages = [2] if dtype != torch.float32 else [1]
     return [Configuration(m, n, f, w, s) for m, n, w in shapes for f in features for s in stages]
@@ -156,12 +184,23 @@ def predicted(entry: Entry, tile: Configuration, arch: str) -> float:
                 if report.problems:
                     return math.inf
                 work = tile.M * tile.N * products(launch)
-                t, c = report.tensor_clocks, report.issue_clocks
+                t, c, chunks = report.tensor_clocks, report.issue_clocks, 1
+                if entry.kernel in ("mix", "mix_features"):  # each chunk of the features walks all graphs
+                    chunks = -(-launch.constants["FEATURES"] // launch.constants["F"])
                 if math.isinf(cost):  # the first kind of call decides; several blocks overlap each other's clocks
-                    cost = (max(t, c, (t + c) / report.blocks) + 0.1 * (t + c)) / work
+                    cost = chunks * (max(t, c, (t + c) / report.blocks, copied(launch)) + 0.1 * (t + c)) / work
                 if not t:  # no tensor cores in sight: larger tiles, then more blocks
                     cost = 10.0 / (tile.M * tile.N * min(report.blocks, 2))
     return cost
+
+
+def copied(launch: Launch) -> float:
+    """Clocks that a tile's operands take from the second-level cache where a loop over graphs loads both anew."""
+    if launch.kernel.__name__ not in ("mixed_kernel", "features_kernel", "moments_kernel"):
+        return 0.0
+    c = launch.constants
+    size = next(iter(launch.arguments.values())).pointer.element_size()
+    return (c["M"] + c["N"]) * c["E"] * size / L2_BYTES
 
 
 def measured(entry: Entry, tile: Configuration, arch: str) -> float:
@@ -183,10 +222,12 @@ def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
     found = []
     for kernel in kernels:
         for name in names:
-            for width in WIDTHS if name != "float32" else WIDTHS[:1]:
-                slow = PRODUCTS[name] == torch.float32 or width == 256
+            widths = (*WIDTHS, WIDEST_SUMS) if kernel in ("mix", "mix_features") else WIDTHS
+            for width in widths if name != "float32" else widths[:1]:
+                slow = PRODUCTS[name] == torch.float32 or width >= 256
                 light = not slow and "affinity" not in kernel and KERNELS[kernel] != "pairs_kernel"
-                found += [Entry(kernel, name, width, weight) for weight in ((0, 1, 2) if light else (2,))]
+                weights = (2,) if not light else (1, 2) if kernel.startswith("mix") else (0, 1, 2)
+                found += [Entry(kernel, name, width, weight) for weight in weights]
     return found
 
 

@@ -77,6 +77,6 @@ def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Con
 @functools.lru_cache(maxsize=4096)
 def _entry(kernel: str, architecture: str, products: str, width: int, features: int, weight: int) -> Configuration:
     entries = _table(architecture)[kernel][products]
-    widest = max(width, min(features, 256))
+    widest = max(width, min(features, entries[-1]["width"]))
     e = next((e for e in entries if widest <= e["width"] and weight <= e["weight"]), entries[-1])
     return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -125,8 +125,9 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
             return out, inverse
         inputs = mix.query, mix.key, None, mix.bias, mix.mask
         triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers)
+    weights = _normalised(mix, inverse)
     for part in mix.groups():
-        _sum_first(mix, part, inverse, addend, out)
+        _sum_first(mix, part, weights, addend, out)
     return out, mix.features.new_empty(0) if inverse is None else inverse
 
 
@@ -141,15 +142,16 @@ def backward(
     moments = mix.row_numbers(mix.weights.size(0)).zero_() if needs["weights"] or scores else None
     if moments is not None or dgraphs is not None:
         for part in mix.groups():
-            _moments(mix, part, inverse, dout, moments, dgraphs)
+            _moments(mix, part, dout, moments, dgraphs)
+        if moments is not None and inverse is not None:
+            moments *= inverse
     if needs["weights"] and moments is not None:
         gradients["weights"] = moments.mT
     if needs["features"]:
-        parts = [
-            torch.empty(b, s, mix.features.size(-1), dtype=torch.float32, device=dout.device) for _ in mix.groups()
-        ]
+        weights, shape = _normalised(mix, inverse), (b, s, mix.features.size(-1))
+        parts = [torch.empty(shape, dtype=torch.float32, device=dout.device) for _ in mix.groups()]
         for part, dfeatures in zip(mix.groups(), parts, strict=True):
-            _features_gradient(mix, part, inverse, dout, dfeatures)
+            _features_gradient(mix, part, weights, dout, dfeatures)
         gradients["features"] = sum(parts[1:], parts[0])
     if scores and moments is not None:
         assert mix.query is not None and mix.key is not None and inverse is not None
@@ -159,6 +161,15 @@ def backward(
             mix.mask, None, mix.attention_numbers, [needs["query"], needs["key"], False, needs["bias"]],
         )  # fmt: skip
     return gradients
+
+
+def _normalised(mix: Mix, inverse: Tensor | None) -> Tensor:
+    """weights / (Z + eps) (M, B, N, T), or the weights of given graphs: finite where the weight is, also where Z is
+    almost 0."""
+    if inverse is None:
+        return mix.weights.mT
+    found = mix.weights.mT * inverse
+    return torch.where(found.isinf(), mix.weights.mT.clamp(-1, 1) * torch.finfo(torch.float32).max, found)
 
 
 def operand(t: Tensor | None, tail: int = 2) -> Operand | None:
@@ -180,20 +191,20 @@ def first_of(t: Tensor | None, part: slice, tail: int = 2) -> tuple[Operand | No
 class _Shared:
     """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures."""
 
-    def __init__(self, kernel: str, mix: Mix, part: slice, inverse: Tensor | None, over_sources: bool = False) -> None:
+    def __init__(self, kernel: str, mix: Mix, part: slice, weights: Tensor, over_sources: bool = False) -> None:
         b, n, t, s = mix.sizes
         like = mix.features[..., :0] if mix.query is None else mix.query
         kind, features, width = kind_of(mix.bias, scalars=True), mix.features.size(-1), block(like.size(-1))
-        heavy = weight(mix.diagonal, False, kind, mix.mask is not None, False)
+        several = part.stop - part.start > 1
+        heavy = weight(mix.diagonal, False, kind, mix.mask is not None or several, False)
         self.tile = tile = configuration(kernel, like, features, heavy)
         rows, across = (s, tile.N) if over_sources else (t, tile.M)
         self.programs = b * ((rows + across - 1) // across)
         given = dict(graphs=mix.graphs, query=mix.query, key=mix.key, bias=mix.bias, mask=mix.mask)
         views = {name: operand(x) for name, x in given.items()}
-        weights, step = first_of(mix.weights.mT, part, 1)
+        first_weights, step = first_of(weights, part, 1)
         self.arguments: dict[str, Any] = views | dict(
-            inverse=operand(inverse, 1),
-            weights=weights,
+            weights=first_weights,
             weights_step=step,
             lists=_lists(mix, tile, over_sources),
             num_graphs=n,
@@ -232,10 +243,10 @@ class _Shared:
         return max(ALIGNMENT, self.tile.features // self.constants["MIXTURES"])
 
 
-def _sum_first(mix: Mix, part: slice, inverse: Tensor | None, addend: Tensor | None, out: Tensor) -> None:
+def _sum_first(mix: Mix, part: slice, weights: Tensor, addend: Tensor | None, out: Tensor) -> None:
     from .device.mixes import mixed_kernel
 
-    shared = _Shared("mix", mix, part, inverse)
+    shared = _Shared("mix", mix, part, weights)
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), addend=first_of(addend, part)[0], out=result, out_step=step)
     scaled = mix.features.dtype == torch.float16
@@ -245,30 +256,29 @@ def _sum_first(mix: Mix, part: slice, inverse: Tensor | None, addend: Tensor | N
 def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
     from .device.mixes import graph_by_graph_kernel
 
-    shared = _Shared("mix_each", mix, part, inverse)
+    shared = _Shared("mix_each", mix, part, mix.weights.mT)
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), out=result, out_step=step, eps=mix.eps, batches=out.size(1))
+    own |= dict(inverse=operand(inverse, 1))
     scaled = mix.features.dtype != torch.bfloat16
     shared.launch(graph_by_graph_kernel, own, ("graphs",), F=shared.columns_of_sums(), SCALED=scaled)
 
 
-def _features_gradient(mix: Mix, part: slice, inverse: Tensor | None, dout: Tensor, dfeatures: Tensor) -> None:
+def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfeatures: Tensor) -> None:
     from .device.mixes import features_kernel
 
     cotangent, step = first_of(dout, part)
     own = dict(dout=cotangent, dout_step=step, dfeatures=operand(dfeatures[:, None]), batches=dout.size(1))
-    shared = _Shared("mix_features", mix, part, inverse, over_sources=True)
+    shared = _Shared("mix_features", mix, part, weights, over_sources=True)
     shared.launch(features_kernel, own, SCALED=mix.features.dtype == torch.float16)
 
 
-def _moments(
-    mix: Mix, part: slice, inverse: Tensor | None, dout: Tensor, moments: Tensor | None, dgraphs: Tensor | None
-) -> None:
+def _moments(mix: Mix, part: slice, dout: Tensor, moments: Tensor | None, dgraphs: Tensor | None) -> None:
     from .device.mixes import moments_kernel
 
     (cotangent, step), (sums, sums_step) = first_of(dout, part), first_of(moments, part, 1)
     own = dict(dout=cotangent, dout_step=step, features=operand(mix.features[:, None]), dgraphs=operand(dgraphs))
-    shared = _Shared("mix_moments", mix, part, inverse)
+    shared = _Shared("mix_moments", mix, part, mix.weights.mT)
     shared.launch(moments_kernel, own | dict(moments=sums, moments_step=sums_step))
 
 

@@ -39,8 +39,8 @@ def graph_tile(
     query,
     key,
     bias,
+    bias_rows,  # [M], of its kinds "scalar" and "row"
     mask,
-    inverse,
     b,
     n,
     row,
@@ -64,7 +64,7 @@ def graph_tile(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Graph n's tile [M, N], or its transpose, in fp32."""
+    """Graph n's tile [M, N], or its transpose, in fp32: given, or r², which is A but for the factor 1 / (Z + eps)."""
     none = b * 0
     if graphs is not None:
         base = at(graphs, b, none, n, row) + column.to(tl.int64) * graphs.column
@@ -75,45 +75,52 @@ def graph_tile(
         k = load_tile(key, at(key, b, none, n, column), S - column, WIDTH, N, E, CHECK_S, E != WIDTH, WIDE)
         bias_base = at(bias, b, none, n, row) if bias is not None else None
         mask_base = at(mask, b, none, n, row) if mask is not None else None
-        bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
-        below = load_rows(inverse, at(inverse, b, none, n, row), T - row, M, CHECK_T, WIDE)
         r = scores(
             q, k, bias, bias_base, bias_rows, mask, mask_base, row, column, T, S, diagonal, scale,
             BIAS, MASK, CAUSAL, SCALE, False, PARTIAL, TRANSPOSED, PRECISION, WIDE,
         )  # fmt: skip
-        return r * (r * (below[None, :] if TRANSPOSED else below[:, None]))
+        return r * r
 
 
 @triton.jit
-def weights_of(
-    weights, step, m, b, n, row, T, M: tl.constexpr, CHECK_T: tl.constexpr, WIDE: tl.constexpr
+def rows_of(
+    bias, weights, weights_step, b, n, row, T, BIAS: tl.constexpr, MIXTURES: tl.constexpr, M: tl.constexpr,
+    CHECK_T: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """[M]: graph n's weight in mixture m for each target."""
-    base = at(weights, b, b * 0, n, row) + tl.full([], m, tl.int64) * step
-    return load_rows(weights, base, T - row, M, CHECK_T, WIDE)
+    """(the bias of graph n's rows, its weight in each mixture), [M] each."""
+    none = b * 0
+    bias_base = at(bias, b, none, n, row) if bias is not None else None
+    found = (bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE),)
+    for m in tl.static_range(MIXTURES):
+        base = at(weights, b, none, n, row) + tl.full([], m, tl.int64) * weights_step
+        found = found + (load_rows(weights, base, T - row, M, CHECK_T, WIDE),)
+    return found
 
 
 @triton.jit
 def mixed_tile(
-    graphs, query, key, bias, mask, inverse, weights, weights_step, num_graphs, b, row, column, T, S, diagonal, scale,
+    graphs, query, key, bias, mask, weights, weights_step, num_graphs, b, row, column, T, S, diagonal, scale,
     WIDTH: tl.constexpr, CHECK_T: tl.constexpr, CHECK_S: tl.constexpr, MIXTURES: tl.constexpr, M: tl.constexpr,
     N: tl.constexpr, E: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, CAUSAL: tl.constexpr,
     SCALE: tl.constexpr, PARTIAL: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """For each mixture sum_n w_n A_n of a tile, or the transpose, in fp32."""
-    empty = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
-    mixed = (empty,) * MIXTURES
+    mixed = (tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32),) * MIXTURES
+    rows = rows_of(bias, weights, weights_step, b, b * 0, row, T, BIAS, MIXTURES, M, CHECK_T, WIDE)
     for i in range(num_graphs):
         n = b * 0 + i
+        # the next graph's numbers: the compiler copies tiles ahead of their use, but not these
+        after = tl.minimum(n + 1, num_graphs - 1)
+        following = rows_of(bias, weights, weights_step, b, after, row, T, BIAS, MIXTURES, M, CHECK_T, WIDE)
         a = graph_tile(
-            graphs, query, key, bias, mask, inverse, b, n, row, column, T, S, diagonal, scale,
+            graphs, query, key, bias, rows[0], mask, b, n, row, column, T, S, diagonal, scale,
             WIDTH, CHECK_T, CHECK_S, M, N, E, BIAS, MASK, CAUSAL, SCALE, PARTIAL, TRANSPOSED, PRECISION, WIDE,
         )  # fmt: skip
         added = ()
         for m in tl.static_range(MIXTURES):
-            w = weights_of(weights, weights_step, m, b, n, row, T, M, CHECK_T, WIDE)
+            w = rows[m + 1]
             added = added + (mixed[m] + a * (w[None, :] if TRANSPOSED else w[:, None]),)
-        mixed = added
+        mixed, rows = added, following
     return mixed
 
 
@@ -125,8 +132,7 @@ def mixed_kernel(
     key,
     bias,
     mask,
-    inverse,
-    weights,
+    weights,  # times 1 / (Z + eps), where the graphs are computed
     weights_step,
     addend,  # fp32, or None
     out,  # result
@@ -172,7 +178,7 @@ def mixed_kernel(
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
             column = tile_number(lists, lists_base, i) * N
             mixed = mixed_tile(
-                graphs, query, key, bias, mask, inverse, weights, weights_step, num_graphs, b, row, column,
+                graphs, query, key, bias, mask, weights, weights_step, num_graphs, b, row, column,
                 T, S, diagonal, scale, WIDTH, CHECK_T, PARTIAL, MIXTURES, M, N, E, BIAS, MASK, CAUSAL, SCALE,
                 PARTIAL, False, PRECISION, WIDE,
             )  # fmt: skip
@@ -248,7 +254,8 @@ def graph_by_graph_kernel(
         acc = acc * in_units(below, unit, features.pointer.dtype.element_ty, SCALED)[:, None]
         added = ()
         for m in tl.static_range(MIXTURES):
-            w = weights_of(weights, weights_step, m, b, n, row, T, M, CHECK_T, WIDE)
+            base = at(weights, b, none, n, row) + tl.full([], m, tl.int64) * weights_step
+            w = load_rows(weights, base, T - row, M, CHECK_T, WIDE)
             added = added + (total[m] + acc * w[:, None],)
         total = added
         if first == 0:
@@ -267,8 +274,7 @@ def features_kernel(
     key,
     bias,
     mask,
-    inverse,
-    weights,
+    weights,  # times 1 / (Z + eps), where the graphs are computed
     weights_step,
     dfeatures,  # result
     lists,
@@ -312,7 +318,7 @@ def features_kernel(
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
             row = tile_number(lists, lists_base, i) * M
             mixed = mixed_tile(
-                graphs, query, key, bias, mask, inverse, weights, weights_step, num_graphs, b, row, column,
+                graphs, query, key, bias, mask, weights, weights_step, num_graphs, b, row, column,
                 T, S, diagonal, scale, WIDTH, CHECK_T, True, MIXTURES, M, N, E, BIAS, MASK, CAUSAL, SCALE,
                 PARTIAL, True, PRECISION, WIDE,
             )  # fmt: skip
@@ -337,10 +343,9 @@ def moments_kernel(
     key,
     bias,
     mask,
-    inverse,
-    weights,
+    weights,  # times 1 / (Z + eps), where the graphs are computed
     weights_step,
-    moments,  # result, zeros before: <A_n, dP_m> per target, or None
+    moments,  # result, zeros before: <A_n, dP_m> per target (but for 1 / (Z + eps)), or None
     moments_step,
     dgraphs,  # added to: sum_m w_mn dP_m, or None
     lists,
@@ -366,6 +371,7 @@ def moments_kernel(
     WIDE: tl.constexpr,
 ):
     """One program: M targets of a batch, every graph."""
+    WEIGHTS: tl.constexpr = 0 if dgraphs is None else MIXTURES
     tile = tiles - 1 - tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles
     none, row = b * 0, tile * M
@@ -388,11 +394,14 @@ def moments_kernel(
                     d = load_tile(dout, base, T - row, left, M, F, CHECK_T, True, WIDE)
                     added = added + (product(d, tl.trans(f), dp[m], PRECISION),)
                 dp = added
+            rows = rows_of(bias, weights, weights_step, b, none, row, T, BIAS, WEIGHTS, M, CHECK_T, WIDE)
             for g in range(num_graphs):
                 n = none + g
+                after = tl.minimum(n + 1, num_graphs - 1)
+                following = rows_of(bias, weights, weights_step, b, after, row, T, BIAS, WEIGHTS, M, CHECK_T, WIDE)
                 if moments is not None:
                     a = graph_tile(
-                        graphs, query, key, bias, mask, inverse, b, n, row, column, T, S, diagonal, scale, WIDTH,
+                        graphs, query, key, bias, rows[0], mask, b, n, row, column, T, S, diagonal, scale, WIDTH,
                         CHECK_T, PARTIAL, M, N, E, BIAS, MASK, CAUSAL, SCALE, PARTIAL, False, PRECISION, WIDE,
                     )  # fmt: skip
                     for m in tl.static_range(MIXTURES):
@@ -403,7 +412,7 @@ def moments_kernel(
                     base = at(dgraphs, b, none, n, row) + column.to(tl.int64) * dgraphs.column
                     da = load_tile(dgraphs, base, T - row, S - column, M, N, True, True, WIDE).to(tl.float32)
                     for m in tl.static_range(MIXTURES):
-                        w = weights_of(weights, weights_step, m, b, n, row, T, M, CHECK_T, WIDE)
-                        da += dp[m] * w[:, None]
+                        da += dp[m] * rows[m + 1][:, None]
                     store_tile(dgraphs, base, da, T - row, S - column, WIDE)
+                rows = following
             tl.debug_barrier()  # the next tile adds to the same moments
