@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
-INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_varlen.py test_compile.py triton
+INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_attention.py test_graph_mix.py test_varlen.py \
+	test_compile.py triton
 
 SANITIZED := cpu relu2_attention relu2_affinity attention graph_mix varlen
 # What cannot run there: it needs terabytes of addresses, or looks at the machine code.

@@ -25,6 +25,7 @@ class Case:
 
     The graphs are `batch x layers x heads` of `length x length` (layers is 1 but for the mixes); in varlen `length` is
     the longest sequence. `causal` means strictly earlier sources for the ReLU² ops, and j <= t for `attention`.
+    `padded` gives `attention` a mask (B, 1, 1, T) of sequences of a quarter of the length to all of it.
     `clusters` > 0 puts targets and sources into that many groups that do not read each other, so that a share
     1 - 1 / clusters of the score matrix is whole tiles without a positive score.
     """
@@ -41,6 +42,7 @@ class Case:
     layers: int = 1
     chains: bool = False
     clusters: int = 0
+    padded: bool = False
 
     @property
     def shape(self) -> str:
@@ -48,7 +50,7 @@ class Case:
         parts = [f"B{self.batch}", f"L{self.layers}" * (self.layers > 1), f"H{self.heads}", f"T{self.length}"]
         parts += [f"E{self.dim}" * (self.op != "graph_mix"), f"Ev{self.value_dim}" * (self.value_dim != self.dim)]
         parts += ["chains" * self.chains, f"clusters{self.clusters}" * (self.clusters > 0)]
-        parts += ["causal" * (self.causal and self.op != "graph_mix")]
+        parts += ["causal" * (self.causal and self.op != "graph_mix"), "padded" * self.padded]
         return " ".join(filter(None, parts))
 
     @property
@@ -84,6 +86,7 @@ def quick() -> list[Case]:
         *both_passes(*(replace(c, op="attention", dtype="bf16") for c in lengths)),
         *both_passes(*(replace(long, op=op, causal=False, dtype="bf16") for op in ATTENTION)),
         *both_passes(replace(long, op="attention", causal=False)),
+        *both_passes(replace(lengths[1], op="attention", causal=False, padded=True)),
         *both_passes(replace(short, op="relu2_affinity")),
         *(c for op in VARLEN for c in both_passes(replace(short, op=op, length=256))),
         *both_passes(replace(mix, chains=True)),
@@ -111,6 +114,10 @@ LONG = (512, 1024, 2048, 4096, 8192, 16384)
 CLUSTERS = (1, 2, 4, 8, 16, 32)
 
 
+def _padded(length: int, dim: int, dtype: str) -> Case:
+    return Case("attention", 32768 // length, 8, length, dim, dim, False, dtype, padded=True)
+
+
 def gpu() -> list[Case]:
     """A few cases of every op, then one thing at a time around (64 sequences of 8 heads, T 128, E 64, causal, bf16),
     and the long sequences."""
@@ -118,6 +125,9 @@ def gpu() -> list[Case]:
     packed = {t: [_many_short(op, 8 * 32768 // t, t, 64, True, "bf16") for op in VARLEN] for t in (128, 512, 2048)}
     cases = [_many_short(op, 512, 128, 64, True, "bf16") for op in (*ATTENTION, "relu2_affinity")]
     cases += [_long(op, 4096, 64, True, "bf16") for op in ATTENTION]
+    cases += [_padded(t, 64, "bf16") for t in (128, 256, 512)]
+    transfer = Case("relu2_graph_mix", 32, 8, 400, 64, 300, True, "bf16", layers=6)
+    cases += [transfer, replace(transfer, chains=True)]
     cases += [clustered[0], clustered[3], *packed[512], *(_mix(op, 32, 200, 300, True, "bf16") for op in MIXES)]
     for op in ATTENTION:
         near = [(512, t, 64, True, "bf16") for t in (32, 512)] + [(bh, 128, 64, True, "bf16") for bh in (64, 2048)]

@@ -35,13 +35,18 @@ def earlier(strict: bool) -> Mod:
     return lambda b, h, t, j: t >= j
 
 
-def block_mask(mask_mod: Mod | None, size: int, device: torch.device) -> Any:
+def within(mask: Tensor) -> Mod:
+    """The sources that a padding mask (B, 1, 1, T) allows."""
+    return lambda b, h, t, j: mask[b, 0, 0, j]
+
+
+def block_mask(mask_mod: Mod | None, size: int, device: torch.device, batch: int | None = None) -> Any:
     """What FlexAttention skips tiles by, made once and outside of the timing; None where nothing is masked."""
-    return mask_mod and create_block_mask(mask_mod, None, None, size, size, device=str(device))
+    return mask_mod and create_block_mask(mask_mod, batch, None, size, size, device=str(device))
 
 
 def flex_softmax(mask: Any) -> Callable[..., Tensor]:
-    return lambda query, key, value: _flex(query, key, value, block_mask=mask)
+    return lambda query, key, value, *_: _flex(query, key, value, block_mask=mask)
 
 
 def flex_relu2(mask: Any) -> Callable[..., Tensor]:

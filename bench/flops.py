@@ -11,8 +11,9 @@ from bench.cases import VARLEN, Case
 
 
 def lengths(case: Case) -> list[int]:
-    """The sequences of a case: all alike, or in varlen spread evenly from a quarter of the longest to the longest."""
-    if case.op not in VARLEN:
+    """The sequences of a case: all alike, or in varlen and where padded spread evenly from a quarter of the longest to
+    the longest."""
+    if case.op not in VARLEN and not case.padded:
         return [case.length] * case.batch
     least = case.length // 4
     return [least + (case.length - least) * (i + 1) // case.batch for i in range(case.batch)]
@@ -20,6 +21,8 @@ def lengths(case: Case) -> list[int]:
 
 def pairs(case: Case) -> int:
     """Pairs (target, source) that a single graph of the case may use, summed over the batch."""
+    if case.padded:
+        return case.length * sum(lengths(case))
     if not case.causal or case.op == "graph_mix":  # graph_mix is given whole matrices, zeros and all
         return sum(t * t for t in lengths(case))
     strict = case.op not in ("attention", "attention_varlen")

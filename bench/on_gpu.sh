@@ -29,14 +29,14 @@ assert torch.cuda.is_available(), "there is no GPU here"
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "Triton", triton.__version__)
 PY
 
-relu2="tests/kernels/test_relu2_attention.py tests/kernels/test_relu2_affinity.py tests/kernels/test_varlen.py"
+ops=$(printf 'tests/kernels/test_%s.py ' relu2_attention relu2_affinity attention graph_mix varlen compile)
 status=0
 workers=()
 if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n "${JOBS:-8}" --dist worksteal); fi
 case "${1:-}" in
 test)
     GLOMO_TEST_DEVICE=cuda timeout "$limit" "$python" -m pytest -q "${workers[@]}" \
-        $relu2 tests/kernels/test_compile.py tests/kernels/triton || status=$?
+        $ops tests/kernels/triton || status=$?
     if command -v compute-sanitizer >/dev/null; then
         echo "memory checker:"
         # a fixed set of small cases; 9 is the exit status for what the checker finds

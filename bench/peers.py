@@ -53,8 +53,8 @@ def compiled(problem: Problem) -> Call:
 
 def sdpa(problem: Problem) -> Call:
     """Softmax attention on the same queries, keys and values; a bias is not read."""
-    return lambda query, key, value, *_: F.scaled_dot_product_attention(
-        query, key, value, is_causal=problem.case.causal
+    return lambda query, key, value, *rest: F.scaled_dot_product_attention(
+        query, key, value, rest[0] if problem.case.padded else None, is_causal=problem.case.causal
     )
 
 
@@ -69,6 +69,8 @@ def on_gpu(build: Build) -> Build:
 
 def _mask(problem: Problem, strict: bool) -> Any:
     case, query = problem.case, problem.tensors[0]
+    if case.padded:
+        return flex.block_mask(flex.within(problem.tensors[-1]), case.length, query.device, case.batch)
     return flex.block_mask(flex.earlier(strict) if case.causal else None, case.length, query.device)
 
 

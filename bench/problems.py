@@ -54,7 +54,7 @@ def op_call(case: Case) -> Call:
     strict = {"is_causal": case.causal, "diagonal": -1 if case.causal else 0}
     longest = case.length
     if case.op == "attention":
-        return lambda query, key, value: op(query, key, value, is_causal=case.causal)
+        return lambda query, key, value, mask=None: op(query, key, value, mask, is_causal=case.causal)
     if case.op == "relu2_affinity":
         return lambda query, key, bias: op(query, key, bias, **strict)
     if case.op == "attention_varlen":
@@ -94,6 +94,9 @@ def _queries_and_keys(case: Case) -> list[Tensor]:
     if case.op == "relu2_graph_mix":
         return [query, key, bias, torch.randn(case.batch, case.length, case.value_dim), *_weights(case)]
     value = projection(case.value_dim)
+    if case.padded:
+        mask = torch.arange(case.length) < torch.tensor(lengths(case))[:, None]
+        return [query, key, value, mask[:, None, None]]
     return [query, key, value] if case.op == "attention" else [query, key, value, bias]
 
 

@@ -54,8 +54,9 @@ KERNELS = {
 }
 PRODUCTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 WIDTHS = (64, 128, 256)
-WIDEST_SUMS = 512
-"""Columns that the kernels hold sums of beside a whole loop over graphs: a chunk more repeats that loop."""
+SUMS = {64: (64, 128, 256, 512), 256: (512,)}
+"""Widths of the features by the width of the query for the kernels that hold sums of them beside a whole loop over
+graphs: a chunk more repeats that loop."""
 L2_BYTES = 25.0
 """What a multiprocessor of an H200 gets from the second-level cache in a clock: 5.8 TB/s in all, an estimate."""
 
@@ -75,18 +76,11 @@ SOFTMAX = [
 
 
 def mixes(kernel: str, weight: int) -> list[Run]:
-    """The same for a kernel of mixtures: features as wide as the entry beside a narrow query, then both wide."""
+    """The same for a kernel of mixtures."""
     kinds: list[dict[str, Any]] = [dict(bias="row", diagonal=-1)]
     if weight == 2:
         kinds = [dict(bias="row", diagonal=-1, mixtures=2, per_target=True), dict(bias="full", mask="column")]
-
-    def run(case: Case, most: int, kind: dict[str, Any]) -> None:
-        case = case._replace(
-            width=min(case.width, most), features=min(case.features, WIDEST_SUMS if most == 64 else most)
-        )
-        mix(case, sums_first=kernel != "mix_each", **kind)
-
-    return [functools.partial(run, most=most, kind=kind) for most in (64, 256) for kind in kinds]
+    return [functools.partial(mix, sums_first=kernel != "mix_each", **kind) for kind in kinds]
 
 
 def calls(kernel: str, weight: int) -> list[Run]:
@@ -113,9 +107,10 @@ class Entry(NamedTuple):
     products: str
     width: int
     weight: int
+    query: int | None = None  # its width, where that differs
 
     def case(self, run: Run, device: str = "meta", heads: int = 32, size: int = 512) -> Case:
-        return Case("tuning", PRODUCTS[self.products], self.width, self.width, run, device, heads, size)
+        return Case("tuning", PRODUCTS[self.products], self.query or self.width, self.width, run, device, heads, size)
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -130,7 +125,8 @@ class Entry(NamedTuple):
 
 def current(entry: Entry, arch: str) -> Configuration:
     """The shipped tile shape."""
-    return configurations._entry(entry.kernel, table_name(arch), entry.products, entry.width, entry.width, entry.weight)
+    widths = entry.query or entry.width, entry.width
+    return configurations._entry(entry.kernel, table_name(arch), entry.products, *widths, entry.weight)
 
 
 def candidates(entry: Entry) -> list[Configuration]:
@@ -139,7 +135,7 @@ def candidates(entry: Entry) -> list[Configuration]:
     role = KERNELS[kernel]
     features = [width]
     if kernel in ("mix", "mix_features"):
-        features = [f for f in (width, width // 2, width // 4) if f >= 64]
+        features = [f for f in (512, 256, 128, 64) if f <= width]
     elif width == 256:
         features = [128, 64] if role != "forward_kernel" else [256, 128]
     shapes: list[tuple[int, int, int]]
@@ -222,8 +218,15 @@ def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
     found = []
     for kernel in kernels:
         for name in names:
-            widths = (*WIDTHS, WIDEST_SUMS) if kernel in ("mix", "mix_features") else WIDTHS
-            for width in widths if name != "float32" else widths[:1]:
+            if kernel in ("mix", "mix_features"):
+                pairs = [(width, query) for query, widths in SUMS.items() for width in widths]
+                found += [
+                    Entry(kernel, name, width, weight, query)
+                    for width, query in (pairs if name != "float32" else pairs[:1])
+                    for weight in ((1, 2) if PRODUCTS[name] != torch.float32 and query == 64 else (2,))
+                ]
+                continue
+            for width in WIDTHS if name != "float32" else WIDTHS[:1]:
                 slow = PRODUCTS[name] == torch.float32 or width >= 256
                 light = not slow and "affinity" not in kernel and KERNELS[kernel] != "pairs_kernel"
                 weights = (2,) if not light else (1, 2) if kernel.startswith("mix") else (0, 1, 2)
@@ -234,10 +237,10 @@ def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
 def place(table: dict, entry: Entry, tile: Configuration) -> None:
     """Puts the tile shape into the table, whose lists are read from the narrow and light to the wide and heavy."""
     rows = table.setdefault(entry.kernel, {}).setdefault(entry.products, [])
-    key = (entry.width, entry.weight)
-    rows[:] = [row for row in rows if (row["width"], row["weight"]) != key]
-    rows.append({"width": entry.width, "weight": entry.weight, **tile._asdict()})
-    rows.sort(key=lambda row: (row["width"], row["weight"]))
+    key = lambda row: (row.get("query", 0), row["width"], row["weight"])
+    query = {} if entry.query is None else {"query": entry.query}
+    new = {**query, "width": entry.width, "weight": entry.weight, **tile._asdict()}
+    rows[:] = sorted([new, *(row for row in rows if key(row) != key(new))], key=key)
 
 
 def compile_alone(entry: Entry, tile: Configuration, arch: str) -> float:

@@ -1,8 +1,9 @@
 """Tile shapes of the Triton kernels: data in `tuned/*.json`, one file for a GPU architecture.
 
 A file is {kernel: {products: [entry, ...]}}, where products is a dtype or "tf32". An entry says how wide a query or a
-value and how heavy a call it has the registers for, then the numbers of a :class:`Configuration`; the first that fits
-is taken. `python -m bench.tune` writes such a file; nothing is tuned at a user's call.
+value (a query alone, if it says "query") and how heavy a call it has the registers for, then the numbers of a
+:class:`Configuration`; the first that fits is taken. `python -m bench.tune` writes such a file; nothing is tuned at a
+user's call.
 """
 
 from __future__ import annotations
@@ -78,5 +79,6 @@ def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Con
 def _entry(kernel: str, architecture: str, products: str, width: int, features: int, weight: int) -> Configuration:
     entries = _table(architecture)[kernel][products]
     widest = max(width, min(features, entries[-1]["width"]))
-    e = next((e for e in entries if widest <= e["width"] and weight <= e["weight"]), entries[-1])
+    fitting = (e for e in entries if widest <= e["width"] and width <= e.get("query", width) and weight <= e["weight"])
+    e = next(fitting, entries[-1])
     return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -42,6 +42,12 @@ def test_pairs_of_packed_sequences():
     assert pairs(case) == sum(sum(j < t for t, j in itertools.product(range(n), repeat=2)) for n in lengths(case))
 
 
+def test_pairs_of_a_padded_batch():
+    case = Case("attention", batch=3, heads=2, length=8, causal=False, padded=True)
+    mask = make(case, "cpu").tensors[-1]
+    assert pairs(case) == int(mask.expand(3, 1, 8, 8).sum())
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_grids_name_every_case_once(name):
     cases = GRIDS[name]()

@@ -17,7 +17,8 @@ OPS = ("relu2_affinity", "relu2_attention", "attention", "relu2_attention_varlen
 SMALL = {op: Case(op, batch=2, heads=2, length=12, dim=8, value_dim=8) for op in OPS}
 SMALL |= {op: Case(op, 2, 2, length=12, dim=4, value_dim=8, layers=3) for op in ("graph_mix", "relu2_graph_mix")}
 SLOW = ("compile", "flex")
-CHAINED = [replace(SMALL[op], chains=True) for op in ("graph_mix", "relu2_graph_mix")]
+MORE = [replace(SMALL[op], chains=True) for op in ("graph_mix", "relu2_graph_mix")]
+MORE.append(replace(SMALL["attention"], causal=False, padded=True))
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def _memory_is_not_the_question(monkeypatch):
     monkeypatch.setattr(measure, "peak_memory", lambda work, device: 0)
 
 
-@pytest.mark.parametrize("case", [*SMALL.values(), *CHAINED], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*SMALL.values(), *MORE], ids=lambda case: case.id)
 def test_peers_compute_the_op(case):
     running = Running(replace(case, backward=True), "cpu")
     found = {peer: running.prepare(peer).reason for peer in PEERS[case.op] if peer not in SLOW}
@@ -39,6 +40,8 @@ def test_peers_compute_the_op(case):
 def test_flex_computes_the_op(op, monkeypatch):
     monkeypatch.setattr(flex, "_flex", flex_attention)  # not compiled: slow in use, quick to test
     assert Running(replace(SMALL[op], chains="mix" in op), "cpu").prepare("flex").reason == ""
+    if op == "attention":
+        assert Running(MORE[-1], "cpu").prepare("flex").reason == ""
 
 
 def test_score_mod_is_the_affinity_and_its_gradient_is_never_nan():

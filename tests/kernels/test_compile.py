@@ -37,9 +37,7 @@ def varlen(q, k, v, b):
     return first + glomo.attention_varlen(q, k, v, cu, cu, q.size(0), q.size(0))
 
 
-CALLS = [relu2_attention, relu2_affinity]
-if not INTERPRETED:  # the ops that have no Triton kernels
-    CALLS += [attention, relu2_graph_mix, graph_mix, varlen]
+CALLS = [relu2_attention, relu2_affinity, attention, relu2_graph_mix, graph_mix, varlen]
 
 
 def inputs(t=12):
@@ -155,8 +153,7 @@ if not INTERPRETED and DEVICE == "cpu" and cpu_library.MISSING is None:
         saves = (True,) if "attention" in name else ()  # whether a backward pass may follow
         SAMPLES[name.replace("blocked", "cpu")] = lambda *tensors, s=sample, more=saves: (*s(*tensors), *more)
 if INTERPRETED or DEVICE == "cuda":
-    ours = ("relu2_affinity", "relu2_attention", "relu2_attention_varlen")
-    on_triton = {f"{op}_triton": SAMPLES[f"{op}_blocked"] for op in ours}
+    on_triton = {name.replace("blocked", "triton"): sample for name, sample in SAMPLES.items() if "blocked" in name}
     SAMPLES = on_triton if INTERPRETED else SAMPLES | on_triton
 
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 
 import glomo
-from parity import DEVICE, DTYPES, INTERPRETED, check_parity, random
+from parity import DEVICE, DTYPES, check_parity, random
 
-needs_softmax = pytest.mark.skipif(INTERPRETED, reason="attention has no Triton kernels")
 CU_Q = torch.tensor([0, 3, 3, 10, 11], dtype=torch.int32)
 CU_K = torch.tensor([0, 0, 4, 12, 13], dtype=torch.int32)
 
@@ -31,7 +30,6 @@ def test_relu2_parity(dtype, heads_k, bias_shape):
     check_parity(call, [*packed(dtype, heads_k), bias])
 
 
-@needs_softmax
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads_k", [4, 2])
 def test_softmax_parity(dtype, heads_k):
@@ -63,7 +61,6 @@ def test_equals_the_padded_batch(dropout_p):
     torch.testing.assert_close(out, pack(padded, lengths))
 
 
-@needs_softmax
 @pytest.mark.parametrize("dropout_p", [0.0, 0.4])
 def test_softmax_equals_the_padded_batch(dropout_p):
     lengths = [5, 2, 7]

@@ -39,8 +39,6 @@ if INTERPRETED or DEVICE != "cpu":
     IMPLEMENTATIONS.append("triton")
 elif cpu_library.MISSING is None:
     IMPLEMENTATIONS.append("cpu")
-WITHOUT_TRITON = [name for name in IMPLEMENTATIONS if name != "triton"]
-"""The same for an op that has no Triton kernels."""
 needs_triton = pytest.mark.skipif(
     "triton" not in IMPLEMENTATIONS, reason="needs a GPU (GLOMO_TEST_DEVICE=cuda) or TRITON_INTERPRET=1"
 )

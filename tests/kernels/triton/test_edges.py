@@ -9,7 +9,7 @@ from parity import DEVICE, DTYPES, check_parity, far_apart, needs_triton, random
 pytestmark = needs_triton
 
 
-@pytest.mark.parametrize("op", ["relu2_attention", "relu2_affinity"])
+@pytest.mark.parametrize("op", ["relu2_attention", "relu2_affinity", "attention", "relu2_graph_mix"])
 def test_more_than_three_leading_dimensions(op):
     """They do not collapse to three where tensors broadcast or are permuted, the cotangents included."""
     mask = torch.rand(2, 1, 2, 3, 5) > 0.2
@@ -20,7 +20,13 @@ def test_more_than_three_leading_dimensions(op):
         query = query.permute(*swap, 4, 5).contiguous().permute(*swap, 4, 5)
         if op == "relu2_affinity":
             return glomo.relu2_affinity(query, key, bias, mask).permute(*swap, 4, 5)[..., :3] * others
-        out, z = glomo.relu2_attention(query, key, value, bias, mask, return_normalizer=True)
+        if op == "relu2_graph_mix":
+            mixed = glomo.relu2_graph_mix(query, key, value[:, :, 0], torch.ones(2, 1, 1, 2), None, bias, mask)
+            return mixed.permute(2, 1, 0, 3, 4) * others[:, 0]
+        if op == "attention":
+            out, z = glomo.attention(query, key, value, bias, return_lse=True)
+        else:
+            out, z = glomo.relu2_attention(query, key, value, bias, mask, return_normalizer=True)
         return (out.permute(*swap, 4, 5) * others).sum() + (z.permute(*swap, 4) * weights).sum()
 
     check_parity(call, tensors)
@@ -38,6 +44,26 @@ def test_wide_queries_and_values(dtype, width, features):
 
 def test_a_very_wide_value():
     check_parity(glomo.relu2_attention, [random(2, 4), random(3, 4), random(3, 1024)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("width", "features"), [(40, 300), (256, 5), (0, 5), (5, 0)])
+def test_wide_queries_and_values_of_attention(dtype, width, features):
+    def call(query, key, value, mask):
+        return glomo.attention(query, key, value, mask, 0.3, return_lse=True)
+
+    tensors = [random(20, width, dtype=dtype), random(33, width, dtype=dtype), random(33, features, dtype=dtype)]
+    check_parity(call, [*tensors, random(33)])
+
+
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize(("width", "features"), [(40, 300), (256, 5), (0, 5), (5, 0)])
+def test_wide_queries_and_features_of_mixtures(width, features, chained):
+    def call(query, key, features, *weights):
+        return glomo.relu2_graph_mix(query, key, features, weights, weights if chained else None, num_heads=2)
+
+    query, key = random(4, 33, width), random(4, 33, width)
+    check_parity(call, [query * 0.3, key, random(33, features), random(4), random(33, 4)])
 
 
 @pytest.mark.parametrize("diagonal", [2**31 - 1, 2**63 - 1, -(2**63)])

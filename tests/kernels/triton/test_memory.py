@@ -1,11 +1,13 @@
 """Nothing uninitialised is read, nothing outside is written."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
 
 import glomo
+from glomo.kernels.attention import triton as softmax_attention
 from glomo.kernels.relu2_attention import triton as attention
 from parity import needs_triton, random, run
 
@@ -23,9 +25,36 @@ def everything():
             return_normalizer=True,
         )  # fmt: skip
         second = glomo.relu2_attention(query, key, value[..., :20], row_bias, enable_gqa=True)
-        return first, z, second, glomo.relu2_affinity(query, key, row_bias.mT[..., :35], mask, enable_gqa=True)
+        third, lse = glomo.attention(query, key, value, bias, 0.2, enable_gqa=True, return_lse=True)
+        fourth = glomo.attention(query, key, value[..., :20], mask, enable_gqa=True)
+        return (
+            first,
+            z,
+            second,
+            third,
+            lse,
+            fourth,
+            glomo.relu2_affinity(query, key, row_bias.mT[..., :35], mask, enable_gqa=True),
+        )
 
     shapes = [(2, 40, 20), (1, 35, 20), (1, 35, 40), (40, 35), (2, 40, 1)]
+    return call, [random(*shape, dtype=torch.float16) for shape in shapes]
+
+
+def every_mix():
+    """Both ways to a mixture, two mixtures in a launch and one, chains, given graphs, masks for all graphs and for each."""
+    masks = torch.rand(1, 40, 40) > 0.3, torch.rand(4, 40, 40) > 0.3
+
+    def call(query, key, features, bias, *weights):
+        options = dict(num_heads=2, is_causal=True, diagonal=3)
+        found = list(glomo.relu2_graph_mix(query, key, features, weights, weights, bias, masks[0], **options))
+        for first in (True, False):
+            with mock.patch("glomo.kernels.triton_mixture.sums_first", return_value=first):
+                found += glomo.relu2_graph_mix(query, key, features, weights[:1], None, bias[..., :1], masks[1])
+        graphs = (query @ key.mT).softmax(-1)
+        return *found, *glomo.graph_mix(graphs, features, weights, weights, num_heads=2)
+
+    shapes = [(4, 40, 20), (4, 40, 20), (40, 35), (4, 40, 40), (40, 4), (4,), (40, 4)]
     return call, [random(*shape, dtype=torch.float16) for shape in shapes]
 
 
@@ -36,7 +65,9 @@ def everything_packed():
         arguments = (query, key, value, cu_q, cu_k, 40, 40)
         options = dict(is_causal=True, diagonal=3, enable_gqa=True, return_normalizer=True)
         first = glomo.relu2_attention_varlen(*arguments, bias, dropout_p=0.2, **options)
-        return *first, *glomo.relu2_attention_varlen(*arguments, source_bias, **options)
+        second = glomo.relu2_attention_varlen(*arguments, source_bias, **options)
+        options = dict(is_causal=True, enable_gqa=True, return_lse=True)
+        return *first, *second, *glomo.attention_varlen(*arguments, dropout_p=0.2, **options)
 
     shapes = [(37, 2, 20), (35, 1, 20), (35, 1, 40), (37, 2), (1, 35, 2)]
     return call, [random(*shape, dtype=torch.float16) for shape in shapes]
@@ -89,7 +120,7 @@ def inside_nan(t):
     return whole[tuple(slice(32, 32 + n) for n in t.shape)].copy_(t), whole
 
 
-@pytest.mark.parametrize("make", [everything, everything_packed])
+@pytest.mark.parametrize("make", [everything, every_mix, everything_packed])
 def test_same_bits_whatever_other_memory_holds(skipping, make):
     """Again with poisoned fresh memory, then with inputs inside of NaN and outputs between guards."""
     call, tensors = make()
@@ -135,5 +166,10 @@ def test_wrong_boundaries_touch_nothing_outside(boundaries):
                 [random(*out.shape), random(*z.shape)], [out, z], *views[:3], cu_q, cu_k, views[3], *rest,
                 needs=[True] * 4,
             )  # fmt: skip
+            rest = (None, 0.0, 0, 1.0)
+            more = softmax_attention.attention_varlen_forward(*views[:3], cu_q, cu_k, *rest)
+            results += softmax_attention.attention_varlen_backward(
+                [random(*out.shape), random(*z.shape)], list(more), *views[:3], cu_q, cu_k, *rest, needs=[True] * 3
+            )
         guards.check()
         assert all(t.isfinite().all() for t in (out, z, *results))
