@@ -214,8 +214,13 @@ def cases(quick: bool, architecture: str) -> Iterator[Case]:
                 yield Case(name, dtype, width, width, run)
         for width, features in [(32, 32)] if dtype == torch.float32 else [(32, 32), (64, 300), (64, 1024)]:
             yield Case("plain", dtype, width, features, attend)
+        if dtype != torch.float32:  # a graph's queries with a model's features
+            for name in CALLS:
+                if name.startswith("mix") or name == "glomo: strictly causal, bias per target":
+                    yield Case(name, dtype, 64, 304, CALLS[name])
     for width in (64,) if architecture.startswith("gfx") else (64, 128, 256):
-        for name in ("plain", "glomo: strictly causal, bias per target", "full bias", "dropout", "affinity"):
+        names = ["plain", "glomo: strictly causal, bias per target", "full bias", "dropout", "affinity"]
+        for name in [*names, "softmax", "softmax, float mask", "mix, glomo", "mix, full bias, mask"]:
             yield Case(f"tf32, {name}", torch.float32, width, width, with_tf32(CALLS[name]))
 
 

@@ -31,7 +31,7 @@ import torch
 from bench.codegen import CALLS, Case, examine, launches, mix, products, relate, table_name
 from bench.results import ROOT, append, circumstances, read, slug
 from glomo.kernels import configurations
-from glomo.kernels.configurations import Configuration, block
+from glomo.kernels.configurations import Configuration
 from glomo.kernels.launch import Launch
 
 TUNED = Path(configurations.__file__).parent / "tuned"
@@ -54,7 +54,7 @@ KERNELS = {
 }
 PRODUCTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "float32": torch.float32}
 WIDTHS = (64, 128, 256)
-SUMS = {64: (64, 128, 256, 512), 256: (512,)}
+SUMS = {64: (64, 128, 256, 320, 512), 256: (512,)}
 """Widths of the features by the width of the query for the kernels that hold sums of them beside a whole loop over
 graphs: a chunk more repeats that loop."""
 L2_BYTES = 25.0
@@ -134,8 +134,8 @@ def candidates(entry: Entry) -> list[Configuration]:
     kernel, dtype, width = entry.kernel, PRODUCTS[entry.products], entry.width
     role = KERNELS[kernel]
     features = [width]
-    if kernel in ("mix", "mix_features"):
-        features = [f for f in (512, 256, 128, 64) if f <= width]
+    if entry.query is not None:
+        features = [f for f in (512, 320, 256, 128, 64) if f <= width]
     elif width == 256:
         features = [128, 64] if role != "forward_kernel" else [256, 128]
     shapes: list[tuple[int, int, int]]
@@ -157,7 +157,7 @@ def with_configuration(kernel: str, tile: Configuration, case: Case, architectur
 
     def entry(name, arch, dtype, width, features, weight):
         if name == kernel:
-            return tile._replace(features=min(block(features), tile.features))
+            return tile._replace(features=min(features, tile.features))
         return original(name, arch, dtype, width, features, weight)
 
     with mock.patch.object(configurations, "_entry", entry):
@@ -181,8 +181,8 @@ def predicted(entry: Entry, tile: Configuration, arch: str) -> float:
                     return math.inf
                 work = tile.M * tile.N * products(launch)
                 t, c, chunks = report.tensor_clocks, report.issue_clocks, 1
-                if entry.kernel in ("mix", "mix_features"):  # each chunk of the features walks all graphs
-                    chunks = -(-launch.constants["FEATURES"] // launch.constants["F"])
+                if entry.query is not None:  # each chunk of the features begins anew
+                    chunks = -(-launch.constants["FEATURES"] // (launch.constants["F"] + launch.constants["G"]))
                 if math.isinf(cost):  # the first kind of call decides; several blocks overlap each other's clocks
                     cost = chunks * (max(t, c, (t + c) / report.blocks, copied(launch)) + 0.1 * (t + c)) / work
                 if not t:  # no tensor cores in sight: larger tiles, then more blocks
@@ -231,13 +231,15 @@ def entries(kernels: Iterable[str], names: Iterable[str]) -> list[Entry]:
                 light = not slow and "affinity" not in kernel and KERNELS[kernel] != "pairs_kernel"
                 weights = (2,) if not light else (1, 2) if kernel.startswith("mix") else (0, 1, 2)
                 found += [Entry(kernel, name, width, weight) for weight in weights]
+            if kernel == "relu2_attention" and PRODUCTS[name] != torch.float32:  # chains: narrow queries, wide values
+                found += [Entry(kernel, name, 320, weight, 64) for weight in (1, 2)]
     return found
 
 
 def place(table: dict, entry: Entry, tile: Configuration) -> None:
     """Puts the tile shape into the table, whose lists are read from the narrow and light to the wide and heavy."""
     rows = table.setdefault(entry.kernel, {}).setdefault(entry.products, [])
-    key = lambda row: (row.get("query", 0), row["width"], row["weight"])
+    key = lambda row: (row["width"], row.get("query", 0), row["weight"])
     query = {} if entry.query is None else {"query": entry.query}
     new = {**query, "width": entry.width, "weight": entry.weight, **tile._asdict()}
     rows[:] = sorted([new, *(row for row in rows if key(row) != key(new))], key=key)

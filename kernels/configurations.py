@@ -60,6 +60,13 @@ def block(size: int) -> int:
     return max(16, 1 << max(size - 1, 0).bit_length())
 
 
+def two_blocks(columns: int) -> dict[str, int]:
+    """Two powers of two that hold so many columns together; the second is 0 where it would be as large as the first."""
+    whole = block(columns)
+    rest = block(columns - whole // 2)
+    return dict(F=whole, G=0) if whole < 32 or rest == whole // 2 else dict(F=whole // 2, G=rest)
+
+
 def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool) -> int:
     """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, or a
     bias for every pair."""
@@ -69,8 +76,9 @@ def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dro
 
 
 def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Configuration:
-    """The tile shape of a kernel for this query, a value of so many columns and a call of this weight."""
-    widths = block(query.size(-1)), block(features)
+    """The tile shape of a kernel for this query, a value of so many columns (a block, where they are one power of two)
+    and a call of this weight."""
+    widths = block(query.size(-1)), features
     products = "tf32" if precision(query.dtype) == "tf32" else str(query.dtype)[6:]
     return _entry(kernel, architecture(query.device), products, *widths, weight)
 
@@ -80,5 +88,5 @@ def _entry(kernel: str, architecture: str, products: str, width: int, features: 
     entries = _table(architecture)[kernel][products]
     widest = max(width, min(features, entries[-1]["width"]))
     fitting = (e for e in entries if widest <= e["width"] and width <= e.get("query", width) and weight <= e["weight"])
-    e = next(fitting, entries[-1])
+    e = next(fitting, next((e for e in reversed(entries) if "query" not in e), entries[-1]))
     return Configuration(e["M"], e["N"], min(features, e["features"]), e["warps"], e["stages"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import at_least_2d, broadcast
-from .configurations import Configuration, block, configuration, precision, weight
+from .configurations import Configuration, block, configuration, precision, two_blocks, weight
 from .launch import (
     Launch,
     Lead,
@@ -153,10 +153,14 @@ def _prepare(
     kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
     masked = mask is not None or tensors["active"] is not None
     name = "attention" if softmax else "relu2_attention"
-    tile = configuration(name, query, features, weight(diagonal, packed, kind, masked, dropout))
+    tile = configuration(name, query, block(features), weight(diagonal, packed, kind, masked, dropout))
     sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
     tiles = tile_count(T, tile.M, sequences if packed else None)
-    chunks = max((features + tile.features - 1) // tile.features, 1)
+    widths = two_blocks(min(features, tile.features))
+    if tensors["active"] is not None:  # where tiles are skipped, the product is behind a branch, and only one
+        widths["G"] = 0
+    across = widths["F"] + widths["G"]
+    chunks = max((features + across - 1) // across, 1)
     numbers = dict(
         lead=(*batches.sizes[1:], batches.count),
         T=T,
@@ -176,7 +180,7 @@ def _prepare(
         M=tile.M,
         N=tile.N,
         E=width,
-        F=tile.features,
+        **widths,
         BIAS=kind,
         MASK=kind_of(mask, scalars=False),
         CAUSAL=diagonal is not None,
@@ -186,7 +190,7 @@ def _prepare(
         FLAG_ROWS=tile.M // GRANULE,
         FLAG_COLUMNS=tile.N // GRANULE,
         PRECISION=precision,
-        WIDE=is_wide(views.values(), max(tile.M, tile.N), max(width, tile.features, tile.N)),
+        WIDE=is_wide(views.values(), max(tile.M, tile.N), max(width, across, tile.N)),
     )
     operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
     return _Plan(batches, operands, tile, tiles * batches.count * chunks, numbers, constants)

@@ -265,14 +265,14 @@ class _Call:
     def _choose(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
         kind = kind_of(self.bias, scalars=True)
-        masked = self.mask is not None or self.active is not None
+        masked = self.mask is not None or self.active is not None or self.mixtures > 1
         heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
         if self.softmax:
             kernel = f"attention_{kernel}"
         elif self.value is None and kernel != "pairs":
             kernel = f"affinity_{kernel}"
         folded = is_folded(self.softmax, kind, self.options["scale"])
-        tile = configuration(kernel, self.query, 0 if self.value is None else self.value.size(-1), heavy)
+        tile = configuration(kernel, self.query, block(0 if self.value is None else self.value.size(-1)), heavy)
         constants = dict(
             WIDTH=self.query.size(-1),
             CHECK_T=self.packed or self.T % tile.M != 0,

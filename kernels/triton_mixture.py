@@ -15,13 +15,15 @@ from torch import Tensor
 
 from . import triton_attention
 from .arguments import broadcast
-from .configurations import Configuration, block, configuration, precision, weight
+from .configurations import Configuration, block, configuration, precision, two_blocks, weight
 from .launch import Launch, Lead, Operand, diagonal_within, is_wide, kind_of
 from .triton_backward import Mixtures, score_gradients
 from .triton_lists import mask_states, tile_lists, transposed
 
 TOGETHER = 2
-"""Mixtures of one launch: more would need more registers than there are."""
+"""Mixtures of one launch: more would need more registers than there are ..."""
+TOGETHER_UP_TO = 64
+"""... and where sums of the features are held, these wider ones go one by one: smaller tiles would cost more."""
 ALIGNMENT = 16
 """Columns of the features are filled up to a multiple of it, so that rows are copied in whole vectors."""
 
@@ -56,10 +58,11 @@ class Mix:
     def attention_numbers(self) -> triton_attention.Numbers:
         return 0.0, self.diagonal, self.scale, self.eps
 
-    def groups(self) -> Iterator[slice]:
-        """The mixtures of each launch."""
-        for first in range(0, self.weights.size(0), TOGETHER):
-            yield slice(first, min(first + TOGETHER, self.weights.size(0)))
+    def groups(self, sums: bool) -> Iterator[slice]:
+        """The mixtures of each launch, of a kernel that holds a sum for each of them or of another."""
+        together = 1 if sums and self.features.size(-1) > TOGETHER_UP_TO else TOGETHER
+        for first in range(0, self.weights.size(0), together):
+            yield slice(first, min(first + together, self.weights.size(0)))
 
     def row_numbers(self, *more: int) -> Tensor:
         """A number for every graph and target."""
@@ -107,9 +110,16 @@ def padded(t: Tensor) -> Tensor:
 
 
 def sums_first(num_graphs: int, num_mixtures: int, width: int, features: int) -> bool:
-    """Whether the weighted tiles of the graphs are summed before one product with the features, which computes the
-    scores of `width` columns twice, or each graph is multiplied with the features."""
-    return num_graphs * block(width) + num_mixtures * block(features) < num_graphs * block(features)
+    """Whether the weighted tiles of the graphs are summed before one product with the features, or each graph is
+    multiplied with the features.
+
+    By the clocks of a multiprocessor of an H200 for 4096 pairs of a graph (bench/NOTES.md; predicted): the first takes
+    a pass over the scores for 1 / (Z + eps), and another, in which each tile loads both queries and keys anew.
+    """
+    e, f = block(width), block(features)
+    passes = num_mixtures if f > TOGETHER_UP_TO else -(-num_mixtures // TOGETHER)
+    sums = num_graphs * (2 * e + 110 + passes * max(2 * e + 190, 7.5 * e)) + num_mixtures * 2 * f
+    return sums < num_graphs * passes * (2 * (e + f) + 206)
 
 
 def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -120,13 +130,13 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
     if mix.query is not None and inverse is None:
         inverse = mix.row_numbers()
         if not sums_first(n, mix.weights.size(0), mix.query.size(-1), mix.width):
-            for part in mix.groups():
+            for part in mix.groups(sums=True):
                 _multiply_each(mix, part, inverse, out)
             return out, inverse
         inputs = mix.query, mix.key, None, mix.bias, mix.mask
         triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers)
     weights = _normalised(mix, inverse)
-    for part in mix.groups():
+    for part in mix.groups(sums=True):
         _sum_first(mix, part, weights, addend, out)
     return out, mix.features.new_empty(0) if inverse is None else inverse
 
@@ -141,7 +151,7 @@ def backward(
     scores = needs["query"] or needs["key"] or needs["bias"]
     moments = mix.row_numbers(mix.weights.size(0)).zero_() if needs["weights"] or scores else None
     if moments is not None or dgraphs is not None:
-        for part in mix.groups():
+        for part in mix.groups(sums=False):
             _moments(mix, part, dout, moments, dgraphs)
         if moments is not None and inverse is not None:
             moments *= inverse
@@ -149,8 +159,8 @@ def backward(
         gradients["weights"] = moments.mT
     if needs["features"]:
         weights, shape = _normalised(mix, inverse), (b, s, mix.features.size(-1))
-        parts = [torch.empty(shape, dtype=torch.float32, device=dout.device) for _ in mix.groups()]
-        for part, dfeatures in zip(mix.groups(), parts, strict=True):
+        parts = [torch.empty(shape, dtype=torch.float32, device=dout.device) for _ in mix.groups(sums=False)]
+        for part, dfeatures in zip(mix.groups(sums=False), parts, strict=True):
             _features_gradient(mix, part, weights, dout, dfeatures)
         gradients["features"] = sum(parts[1:], parts[0])
     if scores and moments is not None:
@@ -189,15 +199,19 @@ def first_of(t: Tensor | None, part: slice, tail: int = 2) -> tuple[Operand | No
 
 
 class _Shared:
-    """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures."""
+    """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures. `sums`: it holds
+    sums of the features' columns, of any number, and not a block of them."""
 
-    def __init__(self, kernel: str, mix: Mix, part: slice, weights: Tensor, over_sources: bool = False) -> None:
+    def __init__(
+        self, kernel: str, mix: Mix, part: slice, weights: Tensor, over_sources: bool = False, sums: bool = False
+    ) -> None:
         b, n, t, s = mix.sizes
         like = mix.features[..., :0] if mix.query is None else mix.query
         kind, features, width = kind_of(mix.bias, scalars=True), mix.features.size(-1), block(like.size(-1))
         several = part.stop - part.start > 1
         heavy = weight(mix.diagonal, False, kind, mix.mask is not None or several, False)
-        self.tile = tile = configuration(kernel, like, features, heavy)
+        columns = features if sums else block(features)
+        self.tile = tile = configuration(kernel, like, columns, heavy)
         rows, across = (s, tile.N) if over_sources else (t, tile.M)
         self.programs = b * ((rows + across - 1) // across)
         given = dict(graphs=mix.graphs, query=mix.query, key=mix.key, bias=mix.bias, mask=mix.mask)
@@ -234,23 +248,25 @@ class _Shared:
         arguments = own | {name: x for name, x in self.arguments.items() if name not in dropped}
         c = self.constants | constants
         operands = [x for x in arguments.values() if isinstance(x, Operand)]
-        c["WIDE"] = is_wide(operands, max(c["M"], c["N"]), max(c["E"], c["F"], c["N"]))
-        chunks = max((c["FEATURES"] + c["F"] - 1) // c["F"], 1) if "batches" in own else 1
+        across = c["F"] + c.get("G", 0)
+        c["WIDE"] = is_wide(operands, max(c["M"], c["N"]), max(c["E"], across, c["N"]))
+        chunks = max((c["FEATURES"] + across - 1) // across, 1) if "batches" in own else 1
         Launch(kernel, self.programs * chunks, arguments, c, self.tile).run()
 
-    def columns_of_sums(self) -> int:
-        """Columns of the features at a time where a sum for each mixture is in registers."""
-        return max(ALIGNMENT, self.tile.features // self.constants["MIXTURES"])
+    def columns(self, sums: int) -> int:
+        """Columns of the features at a time where so many sums of them are in registers."""
+        return max(ALIGNMENT, self.tile.features // sums)
 
 
 def _sum_first(mix: Mix, part: slice, weights: Tensor, addend: Tensor | None, out: Tensor) -> None:
     from .device.mixes import mixed_kernel
 
-    shared = _Shared("mix", mix, part, weights)
+    shared = _Shared("mix", mix, part, weights, sums=True)
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), addend=first_of(addend, part)[0], out=result, out_step=step)
+    widths = two_blocks(shared.columns(part.stop - part.start))
     scaled = mix.features.dtype == torch.float16
-    shared.launch(mixed_kernel, own | dict(batches=out.size(1)), F=shared.columns_of_sums(), SCALED=scaled)
+    shared.launch(mixed_kernel, own | dict(batches=out.size(1)), **widths, SCALED=scaled)
 
 
 def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
@@ -260,8 +276,8 @@ def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), out=result, out_step=step, eps=mix.eps, batches=out.size(1))
     own |= dict(inverse=operand(inverse, 1))
-    scaled = mix.features.dtype != torch.bfloat16
-    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=shared.columns_of_sums(), SCALED=scaled)
+    width, scaled = shared.columns(part.stop - part.start), mix.features.dtype != torch.bfloat16
+    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=width, SCALED=scaled)
 
 
 def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfeatures: Tensor) -> None:
@@ -269,8 +285,9 @@ def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfe
 
     cotangent, step = first_of(dout, part)
     own = dict(dout=cotangent, dout_step=step, dfeatures=operand(dfeatures[:, None]), batches=dout.size(1))
-    shared = _Shared("mix_features", mix, part, weights, over_sources=True)
-    shared.launch(features_kernel, own, SCALED=mix.features.dtype == torch.float16)
+    shared = _Shared("mix_features", mix, part, weights, over_sources=True, sums=True)
+    widths, scaled = two_blocks(shared.columns(1)), mix.features.dtype == torch.float16
+    shared.launch(features_kernel, own, **widths, SCALED=scaled)
 
 
 def _moments(mix: Mix, part: slice, dout: Tensor, moments: Tensor | None, dgraphs: Tensor | None) -> None:

@@ -60,6 +60,7 @@ def attend(
     N: tl.constexpr,
     E: tl.constexpr,
     F: tl.constexpr,
+    G: tl.constexpr,
     BIAS: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -72,8 +73,8 @@ def attend(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """(sum of weights times value [M, F], its unit, sum of weights, softmax's highest score and reference) of M targets
-    and F of the value's columns."""
+    """For M targets and F + G of the value's columns: (sum of weights times value [M, F], the same [M, G] of the
+    columns beside it, their unit, sum of weights, softmax's highest score and reference)."""
     row = tile * M
     q = load_tile(query, at(query, i0, i1, i2, row0 + row), T - row, WIDTH, M, E, CHECK_T, E != WIDTH, WIDE)
     key_base = at(key, i0, i1, i2, column0)
@@ -85,6 +86,7 @@ def attend(
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
 
     acc = tl.zeros([M, F], tl.float32)
+    rest = tl.zeros([M, G if G else 1], tl.float32)
     z = tl.zeros([M], tl.float32)
     unit = tl.full([M], SMALLEST, tl.float32)
     highest = tl.full([M], float("-inf"), tl.float32)
@@ -107,24 +109,28 @@ def attend(
                 highest = higher
                 z *= shrink
                 acc *= shrink[:, None]
+                rest *= shrink[:, None]
             else:
                 p = p * p
             added = tl.sum(p, 1)
             z += added
             if value is not None:
-                v = load_tile(
-                    value, value_base + column * value.row, S - j * N, FEATURES - features,
-                    N, F, PARTIAL, FEATURES % F != 0 or FEATURES == 0, WIDE,
-                )  # fmt: skip
+                CHECK_F: tl.constexpr = FEATURES % (F + G) != 0 or FEATURES == 0
+                base = value_base + column * value.row
+                v = load_tile(value, base, S - j * N, FEATURES - features, N, F, PARTIAL, CHECK_F, WIDE)
                 if seed is not None:
                     p = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), j * N, threshold, N), p, 0.0)
                 if active is None:
+                    if G:
+                        base += tl.full([], F, tl.int64) * value.column
+                        u = load_tile(value, base, S - j * N, FEATURES - features - F, N, G, PARTIAL, CHECK_F, WIDE)
+                        rest, _ = add_product(rest, unit, p, u, SCALED, PRECISION)
                     acc, unit = add_product(acc, unit, p, v, SCALED, PRECISION)
                 elif tl.sum(added, 0) != 0.0:
                     acc, unit = add_product(acc, unit, p, v, SCALED, PRECISION)
                     mark_tile(active, i0, i1, i2, tile, j, 2 - PARTIAL, FLAG_ROWS, FLAG_COLUMNS)
 
-    return acc, unit, z, highest, reference
+    return acc, rest, unit, z, highest, reference
 
 
 @triton.jit
@@ -161,6 +167,7 @@ def forward_kernel(
     N: tl.constexpr,
     E: tl.constexpr,
     F: tl.constexpr,
+    G: tl.constexpr,
     BIAS: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -172,10 +179,10 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """One program: M targets of one batch-head times F of the value's columns."""
+    """One program: M targets of one batch-head times F + G of the value's columns; G is 0 where tiles are skipped."""
     tile = tiles - 1 - tl.program_id(0) % tiles  # the longest causal rows first
     n = tl.program_id(0) // tiles % lead[2]
-    features = tl.program_id(0) // tiles // lead[2] * F
+    features = tl.program_id(0) // tiles // lead[2] * (F + G)
     i0, i1, i2 = batch_index(n, lead)
     row0, column0 = tile * 0, tile * 0
     if cu_seqlens_q is not None:
@@ -188,9 +195,9 @@ def forward_kernel(
         return
 
     SOFTMAX: tl.constexpr = peak is not None
-    acc, unit, z, highest, reference = attend(
+    acc, rest, unit, z, highest, reference = attend(
         query, key, value, bias, mask, active, lists, seed, i0, i1, i2, n, row0, column0, tile, features,
-        T, S, diagonal, scale, threshold, WIDTH, CHECK_T, FEATURES, M, N, E, F, BIAS, MASK, CAUSAL, SCALE,
+        T, S, diagonal, scale, threshold, WIDTH, CHECK_T, FEATURES, M, N, E, F, G, BIAS, MASK, CAUSAL, SCALE,
         SOFTMAX, FOLDED, SCALED, FLAG_ROWS, FLAG_COLUMNS, PRECISION, WIDE,
     )  # fmt: skip
     left = T - row
@@ -199,6 +206,8 @@ def forward_kernel(
         factor = in_units(below, unit, query.pointer.dtype.element_ty, SCALED) * keep_scale
         out_base = at(out, i0, i1, i2, row0 + row) + features
         store_tile(out, out_base, acc * factor[:, None], left, FEATURES - features, WIDE)
+        if G:
+            store_tile(out, out_base + F, rest * factor[:, None], left, FEATURES - features - F, WIDE)
     if features == 0:
         if normalizer is not None:
             store_rows(normalizer, at(normalizer, i0, i1, i2, row0 + row), z, left)

@@ -125,6 +125,15 @@ def mixed_tile(
 
 
 @triton.jit
+def store_sum(values, addend, out, b, row, offset, num_rows, num_columns, WIDE: tl.constexpr):
+    """Stores values, plus the same place of the addend, where there is one."""
+    if addend is not None:
+        base = at(addend, b, b * 0, b * 0, row) + offset
+        values += load_tile(addend, base, num_rows, num_columns, values.shape[0], values.shape[1], True, True, WIDE)
+    store_tile(out, at(out, b, b * 0, b * 0, row) + offset, values, num_rows, num_columns, WIDE)
+
+
+@triton.jit
 def mixed_kernel(
     features,
     graphs,
@@ -153,6 +162,7 @@ def mixed_kernel(
     N: tl.constexpr,
     E: tl.constexpr,
     F: tl.constexpr,
+    G: tl.constexpr,
     BIAS: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -161,18 +171,19 @@ def mixed_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """One program: M targets of a batch, F columns of the features, every graph."""
+    """One program: M targets of a batch, F + G columns of the features, every graph."""
     tile = tiles - 1 - tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles % batches
-    first = tl.program_id(0) // tiles // batches * F
+    first = tl.program_id(0) // tiles // batches * (F + G)
     none, row = b * 0, tile * M
-    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
+    CHECK_F: tl.constexpr = FEATURES % (F + G) != 0 or FEATURES == 0
     lists_base = at(lists, b, none, none, tile) if lists is not None else None
     walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
     if MASK != "none" and lists is None:  # every tile looks at the masks
         walk = (walk[0], walk[0], walk[0], walk[3])
 
     acc = (tl.zeros([M, F], tl.float32),) * MIXTURES
+    rest = (tl.zeros([M, G if G else 1], tl.float32),) * MIXTURES
     unit = (tl.full([M], SMALLEST, tl.float32),) * MIXTURES
     for PARTIAL in tl.static_range(2):
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
@@ -184,20 +195,25 @@ def mixed_kernel(
             )  # fmt: skip
             base = at(features, b, none, none, column) + first.to(tl.int64) * features.column
             f = load_tile(features, base, S - column, FEATURES - first, N, F, PARTIAL, CHECK_F, WIDE)
-            sums, units = (), ()
+            g = f
+            if G:
+                base += tl.full([], F, tl.int64) * features.column
+                g = load_tile(features, base, S - column, FEATURES - first - F, N, G, PARTIAL, CHECK_F, WIDE)
+            sums, more, units = (), (), ()
             for m in tl.static_range(MIXTURES):
                 total, larger = add_product(acc[m], unit[m], mixed[m], f, SCALED, PRECISION)
-                sums, units = sums + (total,), units + (larger,)
-            acc, unit = sums, units
+                others = rest[m]
+                if G:
+                    others, _ = add_product(rest[m], unit[m], mixed[m], g, SCALED, PRECISION)
+                sums, more, units = sums + (total,), more + (others,), units + (larger,)
+            acc, rest, unit = sums, more, units
 
     for m in tl.static_range(MIXTURES):
-        step = tl.full([], m, tl.int64) * out_step
-        factor = in_units(tl.full([M], 1.0, tl.float32), unit[m], features.pointer.dtype.element_ty, SCALED)
-        result = acc[m] * factor[:, None]
-        if addend is not None:
-            base = at(addend, b, none, none, row) + step + first
-            result += load_tile(addend, base, T - row, FEATURES - first, M, F, True, True, WIDE)
-        store_tile(out, at(out, b, none, none, row) + step + first, result, T - row, FEATURES - first, WIDE)
+        factor = in_units(tl.full([M], 1.0, tl.float32), unit[m], features.pointer.dtype.element_ty, SCALED)[:, None]
+        step = tl.full([], m, tl.int64) * out_step + first
+        store_sum(acc[m] * factor, addend, out, b, row, step, T - row, FEATURES - first, WIDE)
+        if G:
+            store_sum(rest[m] * factor, addend, out, b, row, step + F, T - row, FEATURES - first - F, WIDE)
 
 
 @triton.jit
@@ -245,9 +261,9 @@ def graph_by_graph_kernel(
     total = (tl.zeros([M, F], tl.float32),) * MIXTURES
     for i in range(num_graphs):
         n = none + i
-        acc, unit, z, _, _ = attend(
+        acc, _, unit, z, _, _ = attend(
             query, key, features, bias, mask, None, lists, None, b, none, n, none, none, none, tile, first,
-            T, S, diagonal, scale, 0, WIDTH, CHECK_T, FEATURES, M, N, E, F, BIAS, MASK, CAUSAL, SCALE,
+            T, S, diagonal, scale, 0, WIDTH, CHECK_T, FEATURES, M, N, E, F, 0, BIAS, MASK, CAUSAL, SCALE,
             False, False, SCALED, 1, 1, PRECISION, WIDE,
         )  # fmt: skip
         below = inverse_denominator(z, eps)
@@ -293,6 +309,7 @@ def features_kernel(
     N: tl.constexpr,
     E: tl.constexpr,
     F: tl.constexpr,
+    G: tl.constexpr,
     BIAS: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -301,18 +318,19 @@ def features_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """One program: N sources of a batch, F columns of the features, every graph."""
+    """One program: N sources of a batch, F + G columns of the features, every graph."""
     tile = tl.program_id(0) % tiles
     b = tl.program_id(0) // tiles % batches
-    first = tl.program_id(0) // tiles // batches * F
+    first = tl.program_id(0) // tiles // batches * (F + G)
     none, column = b * 0, tile * N
-    CHECK_F: tl.constexpr = FEATURES % F != 0 or FEATURES == 0
+    CHECK_F: tl.constexpr = FEATURES % (F + G) != 0 or FEATURES == 0
     lists_base = at(lists, b, none, none, tile) if lists is not None else None
     walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)
     if MASK != "none" and lists is None:
         walk = (walk[3], walk[3], walk[2], tl.cdiv(T, M))
 
     acc = tl.zeros([N, F], tl.float32)
+    rest = tl.zeros([N, G if G else 1], tl.float32)
     unit = tl.full([N], SMALLEST, tl.float32)
     for PARTIAL in tl.static_range(2):
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):
@@ -326,11 +344,18 @@ def features_kernel(
                 base = at(dout, b, none, none, row) + tl.full([], m, tl.int64) * dout_step
                 base += first.to(tl.int64) * dout.column
                 d = load_tile(dout, base, T - row, FEATURES - first, M, F, CHECK_T, CHECK_F, WIDE)
-                acc, unit = add_product(acc, unit, mixed[m], d, SCALED, PRECISION)
+                acc, larger = add_product(acc, unit, mixed[m], d, SCALED, PRECISION)
+                if G:
+                    base += tl.full([], F, tl.int64) * dout.column
+                    d = load_tile(dout, base, T - row, FEATURES - first - F, M, G, CHECK_T, CHECK_F, WIDE)
+                    rest, _ = add_product(rest, unit, mixed[m], d, SCALED, PRECISION)
+                unit = larger
 
-    factor = in_units(tl.full([N], 1.0, tl.float32), unit, dout.pointer.dtype.element_ty, SCALED)
+    factor = in_units(tl.full([N], 1.0, tl.float32), unit, dout.pointer.dtype.element_ty, SCALED)[:, None]
     base = at(dfeatures, b, none, none, column) + first
-    store_tile(dfeatures, base, acc * factor[:, None], S - column, FEATURES - first, WIDE)
+    store_tile(dfeatures, base, acc * factor, S - column, FEATURES - first, WIDE)
+    if G:
+        store_tile(dfeatures, base + F, rest * factor, S - column, FEATURES - first - F, WIDE)
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def _launch(
     batches = Lead(lead, [*((t, 2) for t in (*inputs, affinity) if t is not None), (normalizer, 1)])
     width = block(query.size(-1))
     kind = kind_of(bias, scalars=True)
-    tile = configuration("relu2_affinity", query, 0, weight(diagonal, False, kind, attn_mask is not None, False))
+    tile = configuration("relu2_affinity", query, block(0), weight(diagonal, False, kind, attn_mask is not None, False))
     views = [batches.optional(t) for t in (*inputs, affinity)]
     tiles = (query.size(-2) + tile.M - 1) // tile.M
     return Launch(

@@ -26,7 +26,7 @@ def test_every_configuration_file_is_whole():
                 for e in entries:
                     assert {e["M"], e["N"]} <= {32, 64, 96, 128}, (name, kernel, e)
                     assert max(e["M"], e["N"]) <= triton_lists.LARGEST_TILE
-                    assert e["features"] in (16, 32, 64, 128, 256, 512), (name, kernel, e)
+                    assert e["features"] in (16, 32, 64, 128, 256, 320, 512), (name, kernel, e)
                     assert e["warps"] in (1, 2, 4, 8, 16), (name, kernel, e)
                     assert 1 <= e["stages"] <= 8, (name, kernel, e)
 
@@ -41,9 +41,11 @@ def test_a_configuration_for_every_width(kernel):
     for width in (0, 1, 16, 17, 64, 100, 256):
         for features in (0, 1, 64, 100, 1024):
             for weight in (0, 1, 2):
-                tile = configurations.configuration(kernel, torch.empty(1, width), features, weight)
-                assert tile.features & (tile.features - 1) == 0
-                assert tile.features <= max(16, 2 * features)
+                columns = configurations.block(features)
+                tile = configurations.configuration(kernel, torch.empty(1, width), columns, weight)
+                assert tile.features <= columns
+                if kernel not in ("mix", "mix_features"):  # they take two blocks together
+                    assert tile.features == configurations.block(tile.features)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="asks about tensors on the CPU")

@@ -42,7 +42,7 @@ def everything():
 
 
 def every_mix():
-    """Both ways to a mixture, two mixtures in a launch and one, chains, given graphs, masks for all graphs and for each."""
+    """Both ways to a mixture, two mixtures in a launch and one, chains, given graphs, every kind of mask."""
     masks = torch.rand(1, 40, 40) > 0.3, torch.rand(4, 40, 40) > 0.3
 
     def call(query, key, features, bias, *weights):
