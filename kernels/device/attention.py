@@ -83,7 +83,7 @@ def attend(
     bias_base = at(bias, i0, i1, i2, row0 + row) + column0.to(tl.int64) * bias.column if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
-    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL, MASK)
 
     acc = tl.zeros([M, F], tl.float32)
     rest = tl.zeros([M, G if G else 1], tl.float32)

@@ -115,7 +115,7 @@ def targets_kernel(
     bias_base = at(bias, i0, i1, i2, row0 + row) + column0.to(tl.int64) * bias.column if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
-    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL, MASK)
 
     SOFTMAX: tl.constexpr = peak is not None
     EXACT: tl.constexpr = shift is None
@@ -314,7 +314,7 @@ def sources_kernel(
         bias_start = at(bias, i0, i1, i2, row0) + column0.to(tl.int64) * bias.column if bias is not None else None
         mask_start = at(mask, i0, i1, i2, row0) if mask is not None else None
         lists_base = at(lists, i0, i1, i2, tile) if lists is not None else None
-        walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)
+        walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL, MASK)
         for PARTIAL in tl.static_range(2):
             # the few partial tiles are not pipelined where registers are short
             first, last = walk[2 * PARTIAL], walk[2 * PARTIAL + 1]

@@ -178,9 +178,7 @@ def mixed_kernel(
     none, row = b * 0, tile * M
     CHECK_F: tl.constexpr = FEATURES % (F + G) != 0 or FEATURES == 0
     lists_base = at(lists, b, none, none, tile) if lists is not None else None
-    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
-    if MASK != "none" and lists is None:  # every tile looks at the masks
-        walk = (walk[0], walk[0], walk[0], walk[3])
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL, MASK)
 
     acc = (tl.zeros([M, F], tl.float32),) * MIXTURES
     rest = (tl.zeros([M, G if G else 1], tl.float32),) * MIXTURES
@@ -325,9 +323,7 @@ def features_kernel(
     none, column = b * 0, tile * N
     CHECK_F: tl.constexpr = FEATURES % (F + G) != 0 or FEATURES == 0
     lists_base = at(lists, b, none, none, tile) if lists is not None else None
-    walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL)
-    if MASK != "none" and lists is None:
-        walk = (walk[3], walk[3], walk[2], tl.cdiv(T, M))
+    walk = walk_targets(lists, lists_base, column, T, diagonal, M, N, CAUSAL, MASK)
 
     acc = tl.zeros([N, F], tl.float32)
     rest = tl.zeros([N, G if G else 1], tl.float32)
@@ -401,9 +397,7 @@ def moments_kernel(
     b = tl.program_id(0) // tiles
     none, row = b * 0, tile * M
     lists_base = at(lists, b, none, none, tile) if lists is not None else None
-    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL)
-    if MASK != "none" and lists is None:
-        walk = (walk[0], walk[0], walk[0], walk[3])
+    walk = walk_sources(lists, lists_base, row, T, S, diagonal, M, N, CAUSAL, MASK)
 
     for PARTIAL in tl.static_range(2):
         for i in range(walk[2 * PARTIAL], walk[2 * PARTIAL + 1]):

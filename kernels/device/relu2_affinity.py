@@ -45,9 +45,7 @@ def affinity_kernel(
     bias_base = at(bias, i0, i1, i2, row) if bias is not None else None
     mask_base = at(mask, i0, i1, i2, row) if mask is not None else None
     bias_rows = bias_of_rows(bias, bias_base, T - row, BIAS, M, CHECK_T, WIDE)
-    _, whole, _, visited = walk_sources(None, None, row, T, S, diagonal, M, N, CAUSAL)
-    if MASK != "none":
-        whole = whole * 0  # every tile looks at the mask
+    _, whole, _, visited = walk_sources(None, None, row, T, S, diagonal, M, N, CAUSAL, MASK)
 
     z = tl.zeros([M], tl.float32)
     inverse = tl.zeros([M], tl.float32)

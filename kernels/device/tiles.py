@@ -191,8 +191,11 @@ def sequence_bounds(cu_seqlens, sequence, total):
 
 
 @triton.jit
-def walk_sources(lists, base, row, T, S, diagonal, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr):
-    """(begin, end) of the whole tiles, then of the partial ones, that the targets row .. row + M - 1 read."""
+def walk_sources(
+    lists, base, row, T, S, diagonal, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr
+):  # fmt: skip
+    """(begin, end) of the whole tiles, then of the partial ones, that the targets row .. row + M - 1 read. Without
+    lists every tile looks at a mask."""
     if lists is not None:
         whole, visited = tl.load(base), tl.load(base + 1)
     else:
@@ -201,11 +204,15 @@ def walk_sources(lists, base, row, T, S, diagonal, M: tl.constexpr, N: tl.conste
             whole = tl.minimum(whole, tl.maximum(row + diagonal + 1, 0) // N)
             visited = tl.minimum(visited, tl.cdiv(tl.maximum(tl.minimum(row + M, T) + diagonal, 0), N))
             visited = tl.maximum(visited, whole)
+        if MASK != "none":
+            whole = whole * 0
     return 0, whole, whole, visited
 
 
 @triton.jit
-def walk_targets(lists, base, column, T, diagonal, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr):
+def walk_targets(
+    lists, base, column, T, diagonal, M: tl.constexpr, N: tl.constexpr, CAUSAL: tl.constexpr, MASK: tl.constexpr
+):  # fmt: skip
     """The same for the tiles of targets that read the sources column .. column + N - 1."""
     if lists is not None:
         whole, visited = tl.load(base), tl.load(base + 1)
@@ -216,6 +223,8 @@ def walk_targets(lists, base, column, T, diagonal, M: tl.constexpr, N: tl.conste
         if CAUSAL:
             first = tl.minimum(tl.maximum(column - diagonal, 0) // M, end)
             whole = tl.minimum(tl.cdiv(tl.maximum(column + N - 1 - diagonal, 0), M), end)
+        if MASK != "none":
+            whole = end
         return whole, end, first, whole
 
 

@@ -164,6 +164,45 @@ def test_parity_over_several_tiles(first, diagonal):
         check_parity(lambda *a: call(*a, None), tensors[:-1])
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("mask_shape", [(2, 4, 40, 70), (4, 1, 70), (2, 1, 40, 70), (70,)])
+def test_masks_of_all_graphs_and_of_each(first, mask_shape):
+    """Whole tiles that are masked in some graphs, and rows that are masked in all."""
+    mask = torch.rand(mask_shape) > 0.3
+    mask[..., :64] |= torch.rand(mask.shape[:-1])[..., None] > 0.5
+    mask[..., 32:50] = False
+
+    def call(query, key, features, weights, bias):
+        return glomo.relu2_graph_mix(query, key, features, weights, None, bias, mask, is_causal=True, diagonal=45)
+
+    tensors = [random(2, 4, 40, 8), random(2, 4, 70, 8), random(2, 70, 5), random(2, 40, 4), random(4, 1, 1)]
+    with every_way(first):
+        check_parity(call, tensors)
+
+
+@pytest.mark.parametrize("chained", [True, False])
+@pytest.mark.parametrize(("batch", "size", "width"), [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_empty(chained, batch, size, width):
+    def call(query, key, features, *weights):
+        chains = weights if chained else None
+        both = glomo.relu2_graph_mix(query, key, features, weights, chains, num_heads=2)
+        return *both, *glomo.graph_mix(query @ key.mT, features, weights, chains, num_heads=2)
+
+    graphs = random(batch, 4, size, 6), random(batch, 4, size, 6)
+    check_parity(call, [*graphs, random(batch, size, width), random(4), random(batch, size, 4)])
+
+
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+def test_weights_that_are_no_numbers_spoil_their_rows_alone(backend):
+    query, key, features, weights = random(4, 5, 8), random(4, 5, 8), random(5, 3), random(5, 4)
+    weights[2, 1] = float("nan")
+    for chains in (None, torch.zeros(4)):
+        with use_backend(backend):
+            out = glomo.relu2_graph_mix(query, key, features, weights, chains, num_heads=2)
+        assert out[2].isnan().all()
+        assert out[torch.tensor([0, 1, 3, 4])].isfinite().all()
+
+
 def test_frozen_graphs_get_the_other_gradients():
     query, key, features = random(2, 6, 9, 4), random(2, 6, 9, 4), random(2, 9, 3).requires_grad_()
     weights = random(6).requires_grad_()
