@@ -88,7 +88,8 @@ def relu2_graph_mix(
         out = sum_n weights[n] A[n] F + sum_n chain_weights[n] Lambda[n] F
 
     Memory grows with T, not with T squared. With chains the C++ kernels keep some matrices T x S a thread and mixture
-    where T is 1024 at most and that is faster than to keep products with the features.
+    where T is 1024 at most and that is faster than to keep products with the features; on a GPU the products with the
+    features of a few heads are kept, in the features' dtype, as plain PyTorch would round them.
 
     Args:
         query: (..., N, T, E), N = layers * num_heads, layer-major; floating point, any strides.

@@ -3,14 +3,13 @@ import sys
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import glomo
 from glomo.kernels import BACKENDS, backend, explain, use_backend
 from glomo.kernels.configurations import Configuration
 from glomo.kernels.launch import Launch, Operand
 from glomo.kernels.tiles import TILE_ELEMENTS, lead_slices
-from parity import IMPLEMENTATIONS, random
+from parity import IMPLEMENTATIONS, LargestTensor, random
 
 
 def test_explain_says_which_and_why(monkeypatch):
@@ -76,19 +75,6 @@ def test_a_gpu_that_is_too_small_gets_a_sentence():
     launch = Launch(Kernel(), 1, {"query": query}, {}, Configuration(128, 64, 64, 4, 2))
     with pytest.raises(RuntimeError, match=r"too small for the tiles \(128 x 64\).*use_backend\(\"blocked\"\)"):
         launch.run()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation returns."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for t in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(t, torch.Tensor):
-                self.largest = max(self.largest, t.numel())
-        return result
 
 
 @pytest.mark.parametrize("op", ["relu2_attention", "attention", "relu2_graph_mix"])

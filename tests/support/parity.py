@@ -122,6 +122,19 @@ class RoundedArithmetic(TorchDispatchMode):
         return nudged(result) if func.overloadpacket.__name__ in self.ARITHMETIC else result
 
 
+class LargestTensor(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(t, Tensor):
+                self.largest = max(self.largest, t.numel())
+        return result
+
+
 def nudged(t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Every value one rounding up or down."""
     if not t.is_floating_point():

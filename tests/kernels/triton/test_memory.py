@@ -9,7 +9,8 @@ import torch
 import glomo
 from glomo.kernels.attention import triton as softmax_attention
 from glomo.kernels.relu2_attention import triton as attention
-from parity import needs_triton, random, run
+from glomo.nn import FrozenGraph, GLoMo, GLoMoConfig, GraphTransfer
+from parity import LargestTensor, needs_triton, random, run
 
 pytestmark = needs_triton
 
@@ -139,6 +140,21 @@ def test_same_bits_whatever_other_memory_holds(skipping, make):
         assert torch.equal(a, c)
     for a, b in zip(storages, before, strict=True):
         assert torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0))
+
+
+def test_glomo_holds_no_graph():
+    """Pre-training and transfer, forward and backward: no tensor as large as one graph."""
+    size = 160
+    config = GLoMoConfig(
+        vocab_size=9, dim=8, layers=2, heads=2, head_dim=4, conv_blocks=1, decoder_layers=1, positions=2
+    )
+    model, tokens, lengths = GLoMo(config), torch.randint(2, 9, (1, size)), torch.tensor([size])
+    graph = FrozenGraph(model.graph_predictor, range(9))
+    transfer = GraphTransfer(graph, 5, weights="target")
+    with LargestTensor() as seen:
+        model(tokens, lengths).backward()
+        transfer(random(1, size, 5), lengths, graph.queries_keys(tokens, lengths)).sum().backward()
+    assert 0 < seen.largest < size * size
 
 
 @pytest.mark.parametrize(
