@@ -303,8 +303,8 @@ def examine(launch: Launch, architecture: str) -> Report:
 
 def _is_full_fp32(launch: Launch) -> bool:
     """Products that no tensor core takes: held to less, for they are slow by nature."""
-    query = launch.arguments.get("query")
-    return query is not None and query.pointer.dtype == torch.float32 and launch.constants["PRECISION"] == "ieee"
+    dtype = next(iter(launch.arguments.values())).pointer.dtype
+    return dtype == torch.float32 and launch.constants.get("PRECISION") == "ieee"
 
 
 def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -> Report:

@@ -143,6 +143,8 @@ def candidates(entry: Entry) -> list[Configuration]:
         shapes = [(64, 64, 8), (64, 32, 4), (64, 32, 8), (64, 32, 16), (32, 64, 4), (32, 32, 8), (32, 32, 4)]
     elif role in ("sources_kernel", "pairs_kernel", "features_kernel"):
         shapes = [(64, 128, 8), (64, 64, 4), (32, 128, 8), (32, 64, 4), (64, 64, 8), (32, 64, 8)]
+    elif role == "mixed_kernel":
+        shapes = [(128, 128, 8), (64, 128, 8), (128, 64, 8), (64, 64, 8), (64, 64, 4), (64, 32, 8)]
     else:
         shapes = [(128, 128, 8), (128, 64, 4), (64, 64, 4), (128, 64, 8), (64, 32, 4), (64, 32, 8)]
     if width == 256 and not kernel.startswith("mix"):

@@ -144,7 +144,7 @@ def test_same_bits_whatever_other_memory_holds(skipping, make):
 
 def test_glomo_holds_no_graph():
     """Pre-training and transfer, forward and backward: no tensor as large as one graph."""
-    size = 160
+    size = 112
     config = GLoMoConfig(
         vocab_size=9, dim=8, layers=2, heads=2, head_dim=4, conv_blocks=1, decoder_layers=1, positions=2
     )
