@@ -68,8 +68,8 @@ def two_blocks(columns: int) -> dict[str, int]:
 
 
 def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool) -> int:
-    """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, or a
-    bias for every pair."""
+    """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, a bias
+    for every pair or several mixtures; 3 is a mixture's gradient in fp32."""
     if masked or dropout or bias_kind == "full":
         return 2
     return 1 if packed or diagonal is not None else 0

@@ -196,7 +196,7 @@ def kind_of(t: Tensor | None, scalars: bool) -> str:
 
 def is_folded(softmax: bool, bias_kind: str, scale: float) -> bool:
     """Whether a softmax takes its scores unscaled, the scale being a factor of the exponent."""
-    return softmax and bias_kind == "none" and scale > 0
+    return softmax and bias_kind == "none" and scale > 1e-30  # not 0 in fp32: 0 times -inf is no number
 
 
 def diagonal_within(diagonal: int | None, num_targets: int, num_sources: int) -> int:

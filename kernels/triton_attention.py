@@ -110,6 +110,7 @@ def attend(
     numbers: Numbers,
     seed: Tensor | None = None,
     sequences: tuple[Tensor | None, Tensor | None] = (None, None),
+    tile: Configuration | None = None,
 ) -> None:
     """Fills those outputs that there are, of out, normalizer, inverse = 1 / (Z + eps), active, and softmax's lse and
     peak, from query, key, value (None if only statistics are wanted), bias and mask."""
@@ -120,7 +121,7 @@ def attend(
     cu_seqlens_q, cu_seqlens_k = sequences
     tensors = dict(query=query, key=key, value=value, bias=bias, mask=attn_mask)
     tensors |= dict.fromkeys(_OUTPUTS) | outputs
-    options = (*numbers, seed is not None, precision(query.dtype))
+    options = (*numbers, seed is not None, precision(query.dtype), tile)
     known = (lead, layout(*inputs, cu_seqlens_q, *(tensors[name] for name in _OUTPUTS)), options)
     plan = remembered(_PLANS, known, lambda: _prepare(lead, tensors, cu_seqlens_q, *options))
     operands = at_addresses(plan.operands, tensors)
@@ -142,6 +143,7 @@ def _prepare(
     eps: float,
     dropout: bool,
     precision: str,
+    tile: Configuration | None,
 ) -> _Plan:
     query, key, value, bias, mask = (tensors[name] for name in ("query", "key", "value", "bias", "mask"))
     assert query is not None and key is not None
@@ -153,7 +155,7 @@ def _prepare(
     kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
     masked = mask is not None or tensors["active"] is not None
     name = "attention" if softmax else "relu2_attention"
-    tile = configuration(name, query, block(features), weight(diagonal, packed, kind, masked, dropout))
+    tile = tile or configuration(name, query, block(features), weight(diagonal, packed, kind, masked, dropout))
     sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
     tiles = tile_count(T, tile.M, sequences if packed else None)
     widths = two_blocks(min(features, tile.features))

@@ -1,10 +1,10 @@
 """The host's side of the gradient kernels (`glomo.kernels.device.gradients`), for relu2_attention, relu2_affinity and
-attention."""
+attention, and for queries, keys and biases of mixtures of graphs."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,15 +34,8 @@ _TOLERANCE = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12, torch.float32: 2
 """A rounding: rows whose gradients a more exact delta changes by more are walked again."""
 
 
-class Mixtures(NamedTuple):
-    """What a graph's dout is made of where the output is a mixture of graphs: sum_m weights_m dout_m."""
-
-    dout: Tensor  # (M, ..., T, F)
-    weights: Tensor  # (M, ..., T or 1)
-
-
 def score_gradients(
-    dout: Tensor | Mixtures,
+    dout: Tensor,
     out: Tensor | None,
     statistics: dict[str, Tensor],
     query: Tensor,
@@ -60,24 +53,20 @@ def score_gradients(
     """Gradients of query, key, value and bias, empty where `needs` says that none is needed.
 
     The statistics of the rows are the normalizer and its gradient dnormalizer; for softmax the sum of exp(s - peak),
-    the gradient of lse, and the peak; or else `inverse`, 1 / (Z + eps), and `delta`. Without value and out, dout is the
+    the gradient of lse, and the peak; or else `inverse`, 1 / (Z + eps), and an exact `delta` if there is one. The rows
+    of dout may have `factors`. Without value and out, dout is the
     gradient of the affinity. Packed batches come as views (..., total, D). value_dtype is of the value's gradient, if
     not the value's own.
     """
     dropout_p, diagonal, scale, eps = numbers
     lead = next(iter(statistics.values())).shape[:-1]
     inputs = dict(query=query, key=key, value=value, bias=at_least_2d(bias), mask=at_least_2d(attn_mask))
-    rows: dict[str, Tensor | None] = dict.fromkeys(("weights", *_STATISTICS)) | statistics | dict(out=out)
+    rows: dict[str, Tensor | None] = dict.fromkeys(_STATISTICS) | statistics | dict(dout=dout, out=out)
     options = dict(
         diagonal=diagonal_within(diagonal, query.size(-2), key.size(-2)),
         scale=scale,
         **dropout_numbers(dropout_p),
-        **_steps(dout),
     )
-    if isinstance(dout, Mixtures):
-        rows |= dict(dout=dout.dout[0], weights=dout.weights[0])
-    else:
-        rows |= dict(dout=dout)
     try:
         call = _call(lead, inputs | rows, active, sequences, seed, diagonal, eps, options)
     except TooManyDimensions:
@@ -99,13 +88,6 @@ def score_gradients(
         query.new_empty(0) if g is None or t is None else g if g.shape == t.shape else g.sum_to_size(t.shape)
         for g, t in zip(gradients, (query, key, value, bias), strict=True)
     ]
-
-
-def _steps(dout: Tensor | Mixtures) -> dict[str, int]:
-    """How far a mixture is from the next, and how many there are."""
-    if not isinstance(dout, Mixtures):
-        return dict(dout_step=0, weights_step=0, mixtures=0)
-    return dict(dout_step=dout.dout.stride(0), weights_step=dout.weights.stride(0), mixtures=dout.weights.size(0))
 
 
 def packed_gradients(
@@ -161,14 +143,11 @@ def _call(
     call.packed = sequences[0] is not None
     call.sequences = 0 if sequences[0] is None else sequences[0].size(0) - 1
     call.diagonal, call.eps, call.seed = diagonal, eps, seed
-    call.options = {name: x for name, x in options.items() if name != "mixtures"}
-    call.mixtures = options["mixtures"]
-    call.exact = tensors["delta"] is not None and call.mixtures < 2  # a mixed dout is rounded, and its delta with it
+    call.options = options
     return call
 
 
-_STATISTICS = ("normalizer", "dnormalizer", "peak", "delta", "inverse")
-_ROWS = (*_STATISTICS, "weights")
+_STATISTICS = ("normalizer", "dnormalizer", "peak", "delta", "inverse", "factors")
 """Operands with one number a row."""
 
 
@@ -194,11 +173,10 @@ class _Call:
     diagonal: int | None
     eps: float
     options: dict[str, Any]
-    mixtures: int
     exact: bool
 
     def __init__(self, lead: torch.Size, tensors: dict[str, Tensor | None]) -> None:
-        tails = {name: 1 if name in _ROWS else 2 for name in tensors}
+        tails = {name: 1 if name in _STATISTICS else 2 for name in tensors}
         self.batches = Lead(lead, [(t, tails[name]) for name, t in tensors.items() if t is not None])
         views = {name: self.batches.optional(t, tails[name]) for name, t in tensors.items()}
         self.operands = {name: None if x is None else x._replace(pointer=None) for name, x in views.items()}
@@ -207,6 +185,7 @@ class _Call:
         assert query is not None and key is not None
         self.T, self.S = query.size(-2), key.size(-2)
         self.softmax = tensors["peak"] is not None
+        self.exact = tensors["delta"] is not None
 
     def knows_rows(self, scores: bool) -> bool:
         """Whether the rows' statistics are given: 1 / (Z + eps), and for gradients of scores also delta."""
@@ -214,7 +193,7 @@ class _Call:
 
     def _inputs(self) -> dict[str, Operand | None]:
         """Of the kernels that take what the first one made of the rows' statistics."""
-        names = ("query", "key", "value", "bias", "mask", "dout", "weights", "peak")
+        names = ("query", "key", "value", "bias", "mask", "dout", "factors", "peak")
         return {name: self.operands[name] for name in names}
 
     def _lists(self, tile: Configuration, over_targets: bool) -> Operand | None:
@@ -265,19 +244,20 @@ class _Call:
     def _choose(self, kernel: str) -> tuple[Configuration, dict[str, Any]]:
         width = block(self.query.size(-1))
         kind = kind_of(self.bias, scalars=True)
-        masked = self.mask is not None or self.active is not None or self.mixtures > 1
+        masked = self.mask is not None or self.active is not None
         heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
         if self.softmax:
             kernel = f"attention_{kernel}"
         elif self.value is None and kernel != "pairs":
             kernel = f"affinity_{kernel}"
         folded = is_folded(self.softmax, kind, self.options["scale"])
+        if self.operands["factors"] is not None and self.query.dtype == torch.float32:
+            heavy = 3
         tile = configuration(kernel, self.query, block(0 if self.value is None else self.value.size(-1)), heavy)
         constants = dict(
             WIDTH=self.query.size(-1),
             CHECK_T=self.packed or self.T % tile.M != 0,
             FEATURES=16 if self.value is None else self.value.size(-1),
-            MIXTURES=self.mixtures,
             M=tile.M,
             N=tile.N,
             E=width,

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import triton_attention
 from .configurations import Configuration
 from .launch import Launch, is_wide
-from .triton_backward import Mixtures, score_gradients
+from .triton_backward import score_gradients
 from .triton_mixture import Mix, first_of, operand
 
 PROGRAMS = 512
@@ -46,9 +46,9 @@ def _inputs(mix: Mix, graphs: slice) -> tuple[Tensor | None, ...]:
 
 
 def _weights(mix: Mix, graphs: slice) -> Tensor:
-    """(M, B, T, heads) of the running products that end with these graphs, of a layer above the first."""
+    """(M, B, heads, T) of the running products that end with these graphs, of a layer above the first."""
     assert mix.chain_weights is not None
-    return mix.chain_weights[..., graphs.start - mix.num_heads : graphs.stop - mix.num_heads]
+    return mix.chain_weights[:, :, graphs.start - mix.num_heads : graphs.stop - mix.num_heads]
 
 
 def _step(mix: Mix, graphs: slice, value: Tensor, inverse: Tensor | None) -> Tensor:
@@ -78,18 +78,19 @@ def forward(mix: Mix) -> tuple[Tensor, Tensor | None]:
 
 
 def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | None) -> dict[str, Tensor]:
-    """Gradients by the names of the inputs, in canonical shape, of chain_weights (M, B, T, N - heads); dgraphs
+    """Gradients by the names of the inputs, in canonical shape, of chain_weights (M, B, N - heads, T); dgraphs
     (B, N, T, S) is filled."""
     gradients: dict[str, Tensor] = {}
     for name in ("query", "key", "bias"):
         given = getattr(mix, name)
         if needs[name]:
-            gradients[name] = torch.zeros(given.shape, dtype=given.dtype, device=given.device)
+            gradients[name] = torch.zeros(given.shape, dtype=torch.float32, device=given.device)
     dweights = mix.row_numbers(mix.weights.size(0))[:, :, mix.num_heads :] if needs["chain_weights"] else None
     dfeatures = None
     if needs["features"]:
         dfeatures = gradients["features"] = mix.features.new_zeros(mix.features.shape, dtype=torch.float32)
     inverse = None if mix.graphs is not None else mix.row_numbers()
+    below = any(needs[name] for name in ("graphs", "query", "key", "bias", "features"))  # what takes a layer's dX
     for heads in _heads(mix):
         layers, states = _layers(mix, heads), [mix.features[:, None]]
         for graphs in layers:
@@ -99,8 +100,10 @@ def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | N
             graphs = layers[level]
             state, before = states.pop(), states[level]
             last = level == 0
+            if last and not below:
+                break
             dstate, units = _layer_gradient(mix, graphs, state, None if last else dout, above, dweights)
-            wanted = not last or needs["features"]
+            wanted = needs["features"] or (below and not last)
             if mix.graphs is not None:
                 a, d = mix.graphs[:, graphs], dstate if units is None else dstate.float() * units[..., None]
                 if dgraphs is not None:
@@ -108,10 +111,10 @@ def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | N
                 above = a.mT.to(d.dtype) @ d if wanted else None
             else:
                 query, key, bias, mask = _inputs(mix, graphs)
-                cotangent = dstate if units is None else Mixtures(dstate[None], units[None])
                 assert query is not None and key is not None and inverse is not None
+                rows = dict(inverse=inverse[:, graphs]) | ({} if units is None else dict(factors=units))
                 dquery, dkey, above, dbias = score_gradients(
-                    cotangent, state, dict(inverse=inverse[:, graphs]), query, key, before, bias, mask, None,
+                    dstate, state, rows, query, key, before, bias, mask, None,
                     mix.attention_numbers, [needs["query"], needs["key"], wanted, needs["bias"]],
                     value_dtype=torch.float32,
                 )  # fmt: skip
@@ -123,7 +126,7 @@ def backward(mix: Mix, dout: Tensor, needs: dict[str, bool], dgraphs: Tensor | N
             if last and dfeatures is not None and above is not None:
                 dfeatures += above.sum(1).sum_to_size(dfeatures.shape)
     if dweights is not None:
-        gradients["chain_weights"] = dweights.mT
+        gradients["chain_weights"] = dweights
     return gradients
 
 
@@ -141,7 +144,7 @@ def _add_layer(mix: Mix, graphs: slice, states: Tensor, total: Tensor) -> None:
     everything = slice(0, mix.weights.size(0))
     features = states.size(-1)
     tiles, programs = _grid(mix, max((features + _TILE.features - 1) // _TILE.features, 1))
-    weights, weights_step = first_of(_weights(mix, graphs).mT, everything, 1)
+    weights, weights_step = first_of(_weights(mix, graphs), everything, 1)
     out, out_step = first_of(total, everything)
     views = dict(states=operand(states), weights=weights, out=out)
     numbers = dict(
@@ -169,7 +172,7 @@ def _layer_gradient(
     tiles, programs = _grid(mix, graphs.stop - graphs.start)
     weights = part = None
     if dout is not None:
-        weights = _weights(mix, graphs).mT
+        weights = _weights(mix, graphs)
         if dweights is not None:
             part = dweights[:, :, graphs.start - mix.num_heads : graphs.stop - mix.num_heads]
     cotangent, dout_step = first_of(dout, everything)

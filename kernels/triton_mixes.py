@@ -60,9 +60,9 @@ def backward(
         parts.append(triton_chains.backward(mix, dout, wanted, dgraphs))
     parts.append(triton_mixture.backward(mix, dout, inverse, wanted | for_weights, dgraphs))
     if wanted["chain_weights"]:  # the running products of the first layer are its graphs
-        first = parts[-1]["weights"][..., : mix.num_heads]
+        first = parts[-1]["weights"][:, :, : mix.num_heads]
         others = [part.pop("chain_weights") for part in parts[:-1]]
-        parts.append(dict(chain_weights=torch.cat([first, *others], -1)))
+        parts.append(dict(chain_weights=torch.cat([first, *others], -2)))
     if dgraphs is not None:
         parts.append(dict(graphs=dgraphs))
     results = []
@@ -76,10 +76,12 @@ def backward(
 
 
 def _as_given(name: str, gradient: Tensor, given: Tensor, lead: torch.Size, width: int) -> Tensor:
-    """From canonical shape, (M, B or 1, ...) for weights and else (B or 1, ...), to the tensor's own."""
+    """From canonical shape, (M, B or 1, N, T) for weights and else (B or 1, ...), to the tensor's own."""
     front, tail = (gradient.shape[:1], 2) if "weights" in name else (torch.Size(), 2 if name == "features" else 3)
     if name == "features":
         gradient = gradient[..., :width]
+    elif front:
+        gradient = gradient.mT
     batch = lead if gradient.size(len(front)) == lead.numel() else (1,) * len(lead)
     gradient = gradient.reshape(*front, *batch, *gradient.shape[gradient.dim() - tail :])
     return gradient.sum_to_size(given.shape).to(given.dtype).contiguous()

@@ -1,11 +1,12 @@
 """A mixture of graphs on Triton, the host's side: operands, the two ways, gradients.
 
 Every tensor is brought to one leading dimension, the batch: graphs (B, N, T, S), query and key (B, N, T|S, E), features
-(B, S, F), weights (M, B, T, N); B, and in a bias, a mask and weights N and T, may be 1 where a tensor broadcasts.
+(B, S, F), weights (M, B, N, T); B, and in a bias, a mask and weights N and T, may be 1 where a tensor broadcasts.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from . import triton_attention
 from .arguments import broadcast
 from .configurations import Configuration, block, configuration, precision, two_blocks, weight
 from .launch import Launch, Lead, Operand, diagonal_within, is_wide, kind_of
-from .triton_backward import Mixtures, score_gradients
+from .triton_backward import score_gradients
 from .triton_lists import mask_states, tile_lists, transposed
 
 TOGETHER = 2
@@ -52,15 +53,26 @@ class Mix:
         """B, N, T, S."""
         rows = self.graphs if self.query is None else self.query
         assert rows is not None
-        return self.lead.numel(), self.weights.size(-1), rows.size(-2), self.features.size(-2)
+        return self.lead.numel(), self.weights.size(-2), rows.size(-2), self.features.size(-2)
+
+    @functools.cached_property
+    def states(self) -> Operand | None:
+        """Which blocks of pairs a mask allows, where it is the same for all graphs."""
+        if self.mask is None or self.mask.size(1) != 1:
+            return None
+        b, _, t, s = self.sizes
+        mask = self.mask[:, 0]
+        return mask_states(Lead(torch.Size((b,)), [(mask, 2)]), mask, t, s, self.diagonal)
 
     @property
     def attention_numbers(self) -> triton_attention.Numbers:
         return 0.0, self.diagonal, self.scale, self.eps
 
     def groups(self, sums: bool) -> Iterator[slice]:
-        """The mixtures of each launch, of a kernel that holds a sum for each of them or of another."""
-        together = 1 if sums and self.features.size(-1) > TOGETHER_UP_TO else TOGETHER
+        """The mixtures of each launch, of a kernel that holds a sum for each of them or of another; fp32 has the
+        registers for one."""
+        alone = self.features.dtype == torch.float32 or (sums and self.features.size(-1) > TOGETHER_UP_TO)
+        together = 1 if alone else TOGETHER
         for first in range(0, self.weights.size(0), together):
             yield slice(first, min(first + together, self.weights.size(0)))
 
@@ -93,15 +105,16 @@ def canonical(
         return t.expand(*lead, *t.shape[t.dim() - tail :]).reshape(lead.numel(), *t.shape[t.dim() - tail :])
 
     def per_mixture(t: Tensor | None) -> Tensor | None:
-        return None if t is None else torch.stack([flat(w, 2) for w in t.unbind()])  # type: ignore[misc]
+        """Neighbouring targets are neighbours in memory: kernels load a graph's weights of a row of targets."""
+        return None if t is None else torch.stack([flat(w.mT, 2) for w in t.unbind()])  # type: ignore[misc]
 
     graphs, query, key, bias, mask = (flat(t, 3) for t in (graphs, query, key, bias, attn_mask))
     weights, chain_weights = per_mixture(weights), per_mixture(chain_weights)  # type: ignore[assignment]
     width, features = features.size(-1), padded(flat(features, 2))  # type: ignore[arg-type]
     if chain_weights is not None:
-        first, others = chain_weights.split((numbers[0], weights.size(-1) - numbers[0]), -1)
-        weights = weights + torch.nn.functional.pad(first, (0, others.size(-1)))
-        chain_weights = others if others.size(-1) else None
+        first, others = chain_weights.split((numbers[0], weights.size(-2) - numbers[0]), -2)
+        weights = weights + torch.nn.functional.pad(first, (0, 0, 0, others.size(-2)))
+        chain_weights = others if others.size(-2) else None
     return Mix(graphs, query, key, features, weights, chain_weights, bias, mask, *numbers, lead, width)
 
 
@@ -134,7 +147,9 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
                 _multiply_each(mix, part, inverse, out)
             return out, inverse
         inputs = mix.query, mix.key, None, mix.bias, mix.mask
-        triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers)
+        # the same tiles: a row's squares and their sum then come from scores that are rounded alike
+        tile = _Shared("mix", mix, next(mix.groups(sums=True)), mix.weights, mix.features.size(-1)).tile
+        triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers, tile=tile)
     weights = _normalised(mix, inverse)
     for part in mix.groups(sums=True):
         _sum_first(mix, part, weights, addend, out)
@@ -144,7 +159,7 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
 def backward(
     mix: Mix, dout: Tensor, inverse: Tensor | None, needs: dict[str, bool], dgraphs: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Gradients by the names of the inputs, in canonical shape, of weights (M, B, T, N); dgraphs (B, N, T, S) is added
+    """Gradients by the names of the inputs, in canonical shape, of weights (M, B, N, T); dgraphs (B, N, T, S) is added
     to."""
     b, _, _, s = mix.sizes
     gradients: dict[str, Tensor] = {}
@@ -156,30 +171,40 @@ def backward(
         if moments is not None and inverse is not None:
             moments *= inverse
     if needs["weights"] and moments is not None:
-        gradients["weights"] = moments.mT
+        gradients["weights"] = moments
     if needs["features"]:
         weights, shape = _normalised(mix, inverse), (b, s, mix.features.size(-1))
         parts = [torch.empty(shape, dtype=torch.float32, device=dout.device) for _ in mix.groups(sums=False)]
         for part, dfeatures in zip(mix.groups(sums=False), parts, strict=True):
             _features_gradient(mix, part, weights, dout, dfeatures)
-        gradients["features"] = sum(parts[1:], parts[0])
+        gradients["features"] = sum(parts[1:], parts[0]).sum_to_size(mix.features.shape)
     if scores and moments is not None:
-        assert mix.query is not None and mix.key is not None and inverse is not None
-        rows = dict(inverse=inverse, delta=(moments * mix.weights.mT).sum(0))
-        gradients["query"], gradients["key"], _, gradients["bias"] = score_gradients(
-            Mixtures(dout[:, :, None], mix.weights.mT), None, rows, mix.query, mix.key, mix.features[:, None], mix.bias,
-            mix.mask, None, mix.attention_numbers, [needs["query"], needs["key"], False, needs["bias"]],
-        )  # fmt: skip
+        for part in zip(mix.weights, dout, moments, strict=True):  # mixture by mixture: a sum of dout would be rounded
+            for name, gradient in _score_gradients(mix, *part, inverse, needs).items():
+                gradients[name] = gradients[name] + gradient if name in gradients else gradient
     return gradients
+
+
+def _score_gradients(
+    mix: Mix, weights: Tensor, dout: Tensor, moments: Tensor, inverse: Tensor | None, needs: dict[str, bool]
+) -> dict[str, Tensor]:
+    """Of query, key and bias, from one mixture: those of relu2_attention with the weight as a factor of dout."""
+    assert mix.query is not None and mix.key is not None and inverse is not None
+    rows = dict(inverse=inverse, delta=moments * weights, factors=weights)
+    dquery, dkey, _, dbias = score_gradients(
+        dout[:, None], None, rows, mix.query, mix.key, mix.features[:, None], mix.bias, mix.mask, None,
+        mix.attention_numbers, [needs["query"], needs["key"], False, needs["bias"]],
+    )  # fmt: skip
+    return {name: x for name, x in dict(query=dquery, key=dkey, bias=dbias).items() if needs[name]}
 
 
 def _normalised(mix: Mix, inverse: Tensor | None) -> Tensor:
     """weights / (Z + eps) (M, B, N, T), or the weights of given graphs: finite where the weight is, also where Z is
     almost 0."""
     if inverse is None:
-        return mix.weights.mT
-    found = mix.weights.mT * inverse
-    return torch.where(found.isinf(), mix.weights.mT.clamp(-1, 1) * torch.finfo(torch.float32).max, found)
+        return mix.weights
+    found = inverse * mix.weights
+    return torch.where(found.isinf(), mix.weights.clamp(-1, 1) * torch.finfo(torch.float32).max, found)
 
 
 def operand(t: Tensor | None, tail: int = 2) -> Operand | None:
@@ -199,18 +224,17 @@ def first_of(t: Tensor | None, part: slice, tail: int = 2) -> tuple[Operand | No
 
 
 class _Shared:
-    """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures. `sums`: it holds
-    sums of the features' columns, of any number, and not a block of them."""
+    """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures, and a tile for
+    `columns` of features in registers."""
 
     def __init__(
-        self, kernel: str, mix: Mix, part: slice, weights: Tensor, over_sources: bool = False, sums: bool = False
+        self, kernel: str, mix: Mix, part: slice, weights: Tensor, columns: int, over_sources: bool = False
     ) -> None:
         b, n, t, s = mix.sizes
         like = mix.features[..., :0] if mix.query is None else mix.query
         kind, features, width = kind_of(mix.bias, scalars=True), mix.features.size(-1), block(like.size(-1))
         several = part.stop - part.start > 1
         heavy = weight(mix.diagonal, False, kind, mix.mask is not None or several, False)
-        columns = features if sums else block(features)
         self.tile = tile = configuration(kernel, like, columns, heavy)
         rows, across = (s, tile.N) if over_sources else (t, tile.M)
         self.programs = b * ((rows + across - 1) // across)
@@ -245,6 +269,7 @@ class _Shared:
         )
 
     def launch(self, kernel: Callable, own: dict[str, Any], dropped: tuple[str, ...] = (), **constants: Any) -> None:
+        """A program for each tile, and for each chunk of the features where it is told how many batches there are."""
         arguments = own | {name: x for name, x in self.arguments.items() if name not in dropped}
         c = self.constants | constants
         operands = [x for x in arguments.values() if isinstance(x, Operand)]
@@ -254,17 +279,18 @@ class _Shared:
         Launch(kernel, self.programs * chunks, arguments, c, self.tile).run()
 
     def columns(self, sums: int) -> int:
-        """Columns of the features at a time where so many sums of them are in registers."""
+        """Columns of the features at a time, so many sums of which are in registers."""
         return max(ALIGNMENT, self.tile.features // sums)
 
 
 def _sum_first(mix: Mix, part: slice, weights: Tensor, addend: Tensor | None, out: Tensor) -> None:
     from .device.mixes import mixed_kernel
 
-    shared = _Shared("mix", mix, part, weights, sums=True)
+    sums, width = part.stop - part.start, mix.features.size(-1)
+    shared = _Shared("mix", mix, part, weights, sums * width)
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), addend=first_of(addend, part)[0], out=result, out_step=step)
-    widths = two_blocks(shared.columns(part.stop - part.start))
+    widths = two_blocks(shared.columns(sums))
     scaled = mix.features.dtype == torch.float16
     shared.launch(mixed_kernel, own | dict(batches=out.size(1)), **widths, SCALED=scaled)
 
@@ -272,12 +298,13 @@ def _sum_first(mix: Mix, part: slice, weights: Tensor, addend: Tensor | None, ou
 def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
     from .device.mixes import graph_by_graph_kernel
 
-    shared = _Shared("mix_each", mix, part, mix.weights.mT)
+    sums = part.stop - part.start
+    shared = _Shared("mix_each", mix, part, mix.weights, sums * block(mix.features.size(-1)))
     result, step = first_of(out, part)
     own = dict(features=operand(mix.features[:, None]), out=result, out_step=step, eps=mix.eps, batches=out.size(1))
     own |= dict(inverse=operand(inverse, 1))
-    width, scaled = shared.columns(part.stop - part.start), mix.features.dtype != torch.bfloat16
-    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=width, SCALED=scaled)
+    scaled = mix.features.dtype != torch.bfloat16
+    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=shared.columns(sums), SCALED=scaled)
 
 
 def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfeatures: Tensor) -> None:
@@ -285,7 +312,7 @@ def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfe
 
     cotangent, step = first_of(dout, part)
     own = dict(dout=cotangent, dout_step=step, dfeatures=operand(dfeatures[:, None]), batches=dout.size(1))
-    shared = _Shared("mix_features", mix, part, weights, over_sources=True, sums=True)
+    shared = _Shared("mix_features", mix, part, weights, mix.features.size(-1), over_sources=True)
     widths, scaled = two_blocks(shared.columns(1)), mix.features.dtype == torch.float16
     shared.launch(features_kernel, own, **widths, SCALED=scaled)
 
@@ -295,17 +322,15 @@ def _moments(mix: Mix, part: slice, dout: Tensor, moments: Tensor | None, dgraph
 
     (cotangent, step), (sums, sums_step) = first_of(dout, part), first_of(moments, part, 1)
     own = dict(dout=cotangent, dout_step=step, features=operand(mix.features[:, None]), dgraphs=operand(dgraphs))
-    shared = _Shared("mix_moments", mix, part, mix.weights.mT)
+    shared = _Shared("mix_moments", mix, part, mix.weights, block(mix.features.size(-1)))
     shared.launch(moments_kernel, own | dict(moments=sums, moments_step=sums_step))
 
 
 def _lists(mix: Mix, tile: Configuration, over_sources: bool) -> Operand | None:
     """Tiles to visit, where a mask is the same for all graphs."""
-    if mix.mask is None or mix.mask.size(1) != 1:
+    if mix.states is None:
         return None
-    b, _, t, s = mix.sizes
-    mask = mix.mask[:, 0]
-    states = mask_states(Lead(torch.Size((b,)), [(mask, 2)]), mask, t, s, mix.diagonal)
-    sides = (transposed(states), s, t, tile.N, tile.M) if over_sources else (states, t, s, tile.M, tile.N)
-    lists = tile_lists(*sides)
+    _, _, t, s = mix.sizes
+    over_targets = mix.states, t, s, tile.M, tile.N
+    lists = tile_lists(*((transposed(mix.states), s, t, tile.N, tile.M) if over_sources else over_targets))
     return lists._replace(d0=lists.d2, d2=0)

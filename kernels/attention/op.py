@@ -57,21 +57,21 @@ _cpu_varlen = differentiable_op(
 )
 
 
-def _fake_triton(query, key, value, *_):
-    out, lse = fake_rows(query, key, value)
-    return out, lse, torch.empty_like(lse), torch.empty_like(lse)
+def _with_statistics(fake):
+    """The fake version with what Triton's kernels save: the sum of exponentials and the largest score of each row."""
 
+    def outputs(query, key, value, *_):
+        out, lse = fake(query, key, value)
+        return out, lse, torch.empty_like(lse), torch.empty_like(lse)
 
-def _fake_triton_varlen(query, key, value, *_):
-    out, lse = fake_packed_rows(query, key, value)
-    return out, lse, torch.empty_like(lse), torch.empty_like(lse)
+    return outputs
 
 
 _triton = differentiable_op(
     "attention_triton",
     triton.attention_forward,
     triton.attention_backward,
-    _fake_triton,
+    _with_statistics(fake_rows),
     differentiable=("query", "key", "value", "attn_mask"),
     saved_outputs=2,
 )
@@ -80,7 +80,7 @@ _triton_varlen = differentiable_op(
     "attention_varlen_triton",
     triton.attention_varlen_forward,
     triton.attention_varlen_backward,
-    _fake_triton_varlen,
+    _with_statistics(fake_packed_rows),
     differentiable=("query", "key", "value"),
     saved_outputs=2,
 )

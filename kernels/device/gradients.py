@@ -19,7 +19,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .cotangents import cotangents, row_units, weight_gradients
 from .scores import bias_of_rows, load_peaks, slopes
 from .tiles import (
     SMALLEST,
@@ -32,6 +31,7 @@ from .tiles import (
     kept,
     load_rows,
     load_tile,
+    product,
     sequence_bounds,
     store_rows,
     store_tile,
@@ -39,6 +39,49 @@ from .tiles import (
     walk_sources,
     walk_targets,
 )
+
+
+@triton.jit
+def weight_gradients(
+    do,  # [M, F] and [N, F], the tiles of dout and value where these are no wider than F
+    v,
+    dout,
+    dout_base,  # at the tile's first target
+    value,  # None: dout is the gradient of the affinity itself
+    value_base,
+    row,
+    column,
+    T,
+    S,
+    FEATURES: tl.constexpr,
+    CHECK_T: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    F: tl.constexpr,
+    CHECK: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """dP [M, N] or its transpose [N, M] in fp32, before dropout and a factor of the rows."""
+    if value is None:
+        base = dout_base + column.to(tl.int64) * dout.column
+        dp = load_tile(dout, base, T - row, S - column, M, N, True, True, WIDE).to(tl.float32)
+        return tl.trans(dp) if TRANSPOSED else dp
+    elif FEATURES <= F:
+        return product(v, tl.trans(do), None, PRECISION) if TRANSPOSED else product(do, tl.trans(v), None, PRECISION)
+    else:
+        base = value_base + column.to(tl.int64) * value.row
+        dp = tl.zeros([N, M] if TRANSPOSED else [M, N], tl.float32)
+        for first in range(0, FEATURES, F):
+            left, wide = FEATURES - first, tl.cast(first, tl.int64)
+            b = load_tile(value, base + wide * value.column, S - column, left, N, F, CHECK, True, WIDE)
+            a = load_tile(dout, dout_base + wide * dout.column, T - row, left, M, F, CHECK_T, True, WIDE)
+            if TRANSPOSED:
+                dp = product(b, tl.trans(a), dp, PRECISION)
+            else:
+                dp = product(a, tl.trans(b), dp, PRECISION)
+        return dp
 
 
 @triton.jit
@@ -50,9 +93,7 @@ def targets_kernel(
     mask,
     out,
     dout,
-    dout_step,
-    weights,  # of the graph in each mixture, else None
-    weights_step,
+    factors,  # of the rows of dout, or None
     normalizer,  # None where `inverse` is given
     dnormalizer,  # dZ, for softmax dlse, or None
     peak,  # for softmax, else None
@@ -78,7 +119,6 @@ def targets_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
-    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -132,14 +172,12 @@ def targets_kernel(
     peaks = below  # not used, but for softmax
     if SOFTMAX:
         peaks = load_peaks(peak, at(peak, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
-    weights_base = at(weights, i0, i1, i2, row0 + row) if weights is not None else None
-    dout_unit = row_units(weights, weights_base, weights_step, T - row, M, CHECK_T, MIXTURES, WIDE)
+    factor = tl.full([M], 1.0, tl.float32)
+    if factors is not None:
+        factor = load_rows(factors, at(factors, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
     do = q  # not used, unless the value is narrow enough to keep its tile
     if value is not None and FEATURES <= F:
-        do = cotangents(
-            dout, dout_base, dout_step, weights, weights_base, weights_step, dout_unit,
-            T - row, FEATURES, M, F, CHECK_T, CHECK_F, MIXTURES, WIDE,
-        )  # fmt: skip
+        do = load_tile(dout, dout_base, T - row, FEATURES, M, F, CHECK_T, CHECK_F, WIDE)
     g0 = tl.zeros([M], tl.float32)
     if delta is not None:
         g0 = load_rows(delta, at(delta, i0, i1, i2, row0 + row), T - row, M, CHECK_T, WIDE)
@@ -156,7 +194,7 @@ def targets_kernel(
                 d = load_tile(dout, d_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
                 o = load_tile(out, o_base, T - row, left, M, F, CHECK_T, CHECK_F, WIDE)
                 g0 += tl.sum(o.to(tl.float32) * d.to(tl.float32), 1)
-        g0 = g0 * dout_unit
+        g0 = g0 * factor
     g0 = g0 - from_z
 
     acc = tl.zeros([M, E], tl.float32)
@@ -185,11 +223,11 @@ def targets_kernel(
                     v_base = value_base + column.to(tl.int64) * value.row
                     v = load_tile(value, v_base, S - column, FEATURES, N, F, PARTIAL, CHECK_F, WIDE)
                 dp = weight_gradients(
-                    do, v, dout, dout_base, dout_step, value, value_base, weights, weights_base, weights_step,
-                    dout_unit, row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, PARTIAL, False, PRECISION, WIDE,
+                    do, v, dout, dout_base, value, value_base, row, column, T, S,
+                    FEATURES, CHECK_T, M, N, F, PARTIAL, False, PRECISION, WIDE,
                 )  # fmt: skip
-                if MIXTURES:
-                    dp = dp * dout_unit[:, None]
+                if factors is not None:
+                    dp = dp * factor[:, None]
                 if seed is not None:
                     keep = kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N)
                     dp = tl.where(keep, dp * keep_scale, 0.0)
@@ -232,9 +270,7 @@ def sources_kernel(
     bias,
     mask,
     dout,
-    dout_step,
-    weights,
-    weights_step,
+    factors,
     peak,  # for softmax, else None
     inverse,
     shift,
@@ -259,7 +295,6 @@ def sources_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
-    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -308,7 +343,7 @@ def sources_kernel(
         dout_base = at(dout, i0, i1, i2, row0) + features.to(tl.int64) * dout.column
         value_base = at(value, i0, i1, i2, column0) if value is not None else None
         peak_base = at(peak, i0, i1, i2, row0) if SOFTMAX else None
-        weights_start = at(weights, i0, i1, i2, row0) if weights is not None else None
+        factors_base = at(factors, i0, i1, i2, row0) if factors is not None else None
         inverse_base = at(inverse, i0, i1, i2, row0)
         shift_base = at(shift, i0, i1, i2, row0) if SCORES else None
         bias_start = at(bias, i0, i1, i2, row0) + column0.to(tl.int64) * bias.column if bias is not None else None
@@ -334,31 +369,29 @@ def sources_kernel(
                     BIAS, MASK, CAUSAL, SCALE, SOFTMAX, FOLDED, PARTIAL, True, PRECISION, WIDE,
                 )  # fmt: skip
                 normalised = r * below[None, :]
-                weights_base = weights_start + start * weights.row if weights is not None else None
-                unit = row_units(weights, weights_base, weights_step, T - row, M, CHECK_T, MIXTURES, WIDE)
+                factor = below  # not used, but for rows with factors
+                if factors is not None:
+                    factor = load_rows(factors, factors_base + start * factors.row, T - row, M, CHECK_T, WIDE)
                 do = q
                 if (value is not None and FEATURES <= F) or dvalue is not None:
-                    do = cotangents(
-                        dout, dout_base + start * dout.row, dout_step, weights, weights_base, weights_step, unit,
-                        T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, MIXTURES, WIDE,
-                    )  # fmt: skip
+                    do_base = dout_base + start * dout.row
+                    do = load_tile(dout, do_base, T - row, FEATURES - features, M, F, CHECK_T, CHECK_F, WIDE)
                 if seed is not None:
                     keep = tl.trans(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N))
                 if dvalue is not None:
                     p = normalised if SOFTMAX else r * normalised
-                    if MIXTURES:
-                        p = p * unit[None, :]
+                    if factors is not None:
+                        p = p * factor[None, :]
                     if seed is not None:
                         p = tl.where(keep, p, 0.0)
                     dv, unit_v = add_product(dv, unit_v, p, do, SCALED, PRECISION)
                 if SCORES:
                     dp = weight_gradients(
-                        do, v, dout, dout_base + start * dout.row, dout_step, value, value_base, weights, weights_base,
-                        weights_step, unit, row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, True, True,
-                        PRECISION, WIDE,
+                        do, v, dout, dout_base + start * dout.row, value, value_base, row, column, T, S,
+                        FEATURES, CHECK_T, M, N, F, True, True, PRECISION, WIDE,
                     )  # fmt: skip
-                    if MIXTURES:
-                        dp = dp * unit[None, :]
+                    if factors is not None:
+                        dp = dp * factor[None, :]
                     if seed is not None:
                         dp = tl.where(keep, dp * keep_scale, 0.0)
                     g0 = load_rows(shift, shift_base + start * shift.row, T - row, M, CHECK_T, WIDE)
@@ -389,9 +422,7 @@ def pairs_kernel(
     bias,
     mask,
     dout,
-    dout_step,
-    weights,
-    weights_step,
+    factors,
     peak,  # for softmax, else None
     inverse,
     shift,
@@ -410,7 +441,6 @@ def pairs_kernel(
     WIDTH: tl.constexpr,
     FEATURES: tl.constexpr,
     CHECK_T: tl.constexpr,
-    MIXTURES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     E: tl.constexpr,
@@ -450,22 +480,17 @@ def pairs_kernel(
         )  # fmt: skip
         dout_base = at(dout, i0, i1, i2, row)
         value_base = at(value, i0, i1, i2, column * 0) if value is not None else None
-        weights_base = at(weights, i0, i1, i2, row) if weights is not None else None
-        unit = row_units(weights, weights_base, weights_step, left, M, CHECK_T, MIXTURES, WIDE)
         do, v = q, k
         if value is not None and FEATURES <= F:
-            do = cotangents(
-                dout, dout_base, dout_step, weights, weights_base, weights_step, unit,
-                left, FEATURES, M, F, CHECK_T, FEATURES != F, MIXTURES, WIDE,
-            )  # fmt: skip
+            do = load_tile(dout, dout_base, left, FEATURES, M, F, CHECK_T, FEATURES != F, WIDE)
             v_base = at(value, i0, i1, i2, column)
             v = load_tile(value, v_base, S - column, FEATURES, N, F, True, FEATURES != F, WIDE)
         dp = weight_gradients(
-            do, v, dout, dout_base, dout_step, value, value_base, weights, weights_base, weights_step, unit,
-            row, column, T, S, FEATURES, CHECK_T, M, N, F, MIXTURES, True, False, PRECISION, WIDE,
+            do, v, dout, dout_base, value, value_base, row, column, T, S,
+            FEATURES, CHECK_T, M, N, F, True, False, PRECISION, WIDE,
         )  # fmt: skip
-        if MIXTURES:
-            dp = dp * unit[:, None]
+        if factors is not None:
+            dp = dp * load_rows(factors, at(factors, i0, i1, i2, row), left, M, CHECK_T, WIDE)[:, None]
         if seed is not None:
             n = (i0 * lead[0] + i1) * lead[1] + i2
             dp = tl.where(kept(tl.load(seed), n, row + tl.arange(0, M), column, threshold, N), dp * keep_scale, 0.0)

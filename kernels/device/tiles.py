@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how a tensor reaches a kernel, tiles of it, scores, scaled sums and dropout.
+"""What the Triton kernels share: how a tensor reaches a kernel, tiles of it, scaled sums, dropout, walks over tiles.
 
 Kernels see every tensor as an `Operand` of `glomo.kernels.launch`: three leading dimensions and any strides. In the
 names below M counts the targets and N the sources of a tile.

@@ -108,7 +108,11 @@ def test_parity(first, data):
 
 def check_mixes(data):
     dtype = data.draw(st.sampled_from(DTYPES))
-    lead = data.draw(st.sampled_from([(), (2,), (2, 3)]))
+    whole = data.draw(st.sampled_from([(), (2,), (2, 3)]))
+    parts = st.sampled_from([whole, whole[1:], (1,) * len(whole), ()])
+    lead_q, lead_k, lead_f = data.draw(parts), data.draw(parts), data.draw(parts)
+    lead = torch.broadcast_shapes(lead_q, lead_k, lead_f)  # of the result
+    lead_g = torch.broadcast_shapes(lead_q, lead_k)
     t, e = data.draw(st.sampled_from([0, 1, 2, 7, 33])), data.draw(st.sampled_from([1, 5, 16]))
     num_heads, layers = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 2, 3]))
     n = layers * num_heads
@@ -122,7 +126,9 @@ def check_mixes(data):
         w, c = both[: len(weights)], both[len(weights) :] or None
         return glomo.graph_mix(graphs, features, w, c, num_heads=num_heads)
 
-    tensors = [random(*lead, n, t, s, dtype=dtype), random(*lead, s, e, dtype=dtype), *weights, *chains]
+    if torch.broadcast_shapes(lead_g, lead_f) != lead:
+        lead_g = lead
+    tensors = [random(*lead_g, n, t, s, dtype=dtype), random(*lead_f, s, e, dtype=dtype), *weights, *chains]
     check_parity(mix, tensors, lambda: rounded_products(dtype))
 
     causal = data.draw(st.booleans())
@@ -135,8 +141,8 @@ def check_mixes(data):
             query, key, features, w, c, bias, mask, num_heads=num_heads, is_causal=causal, diagonal=-1
         )
 
-    query, key = random(*lead, n, t, 8, dtype=dtype), random(*lead, n, s, 8, dtype=dtype)
-    features = random(*lead, s, e, dtype=dtype)
+    query, key = random(*lead_q, n, t, 8, dtype=dtype), random(*lead_k, n, s, 8, dtype=dtype)
+    features = random(*lead_f, s, e, dtype=dtype)
     tensors = [query, key, features, None if bias is None else random(*bias), *weights, *chains]
     check_parity(relu2_mix, tensors, lambda: rounded_products(dtype))
 
@@ -201,6 +207,25 @@ def test_weights_that_are_no_numbers_spoil_their_rows_alone(backend):
             out = glomo.relu2_graph_mix(query, key, features, weights, chains, num_heads=2)
         assert out[2].isnan().all()
         assert out[torch.tensor([0, 1, 3, 4])].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+def test_features_that_all_batches_share(backend):
+    features = torch.rand(2, 4).requires_grad_()
+    with use_backend(backend):
+        out = glomo.graph_mix(torch.ones(3, 2, 2, 2), features, torch.zeros(2), torch.tensor([0.0, 1.0]))
+    (gradient,) = torch.autograd.grad(out.sum(), features)
+    assert torch.equal(gradient, torch.full((2, 4), 12.0))  # three batches, two targets, two paths each
+
+
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+def test_large_cotangents_of_several_mixtures_stay_finite(backend):
+    query, key, features = (random(2, 5, 4, dtype=torch.float16).requires_grad_() for _ in range(3))
+    weights = [torch.full((2,), 1.9)] * 3
+    with use_backend(backend):
+        outs = glomo.relu2_graph_mix(query, key, features[0] * 1e-3, weights)
+    gradients = torch.autograd.grad(outs, [query, key], [torch.full_like(out, 30000.0) for out in outs])
+    assert all(g.isfinite().all() for g in gradients)
 
 
 def test_frozen_graphs_get_the_other_gradients():

@@ -26,6 +26,8 @@ def test_every_configuration_file_is_whole():
                 for e in entries:
                     assert {e["M"], e["N"]} <= {32, 64, 96, 128}, (name, kernel, e)
                     assert max(e["M"], e["N"]) <= triton_lists.LARGEST_TILE
+                    wide = kernel in ("mix", "mix_features") or kernel.endswith("attention")  # two blocks side by side
+                    assert wide or e["features"] & (e["features"] - 1) == 0, (name, kernel, e)
                     assert e["features"] in (16, 32, 64, 128, 256, 320, 512), (name, kernel, e)
                     assert e["warps"] in (1, 2, 4, 8, 16), (name, kernel, e)
                     assert 1 <= e["stages"] <= 8, (name, kernel, e)
