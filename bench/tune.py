@@ -80,7 +80,12 @@ def mixes(kernel: str, weight: int) -> list[Run]:
     kinds: list[dict[str, Any]] = [dict(bias="row", diagonal=-1)]
     if weight == 2:
         kinds = [dict(bias="row", diagonal=-1, mixtures=2, per_target=True), dict(bias="full", mask="column")]
-    return [functools.partial(mix, sums_first=kernel != "mix_each", **kind) for kind in kinds]
+
+    def run(case: Case, kind: dict[str, Any]) -> None:
+        sums = kind.get("mixtures", 1) if kernel in ("mix", "mix_each") else 1  # as many as columns have room for
+        mix(case._replace(features=max(case.features // sums, 16)), sums_first=kernel != "mix_each", **kind)
+
+    return [functools.partial(run, kind=kind) for kind in kinds]
 
 
 def calls(kernel: str, weight: int) -> list[Run]:

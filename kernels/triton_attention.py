@@ -3,7 +3,7 @@ Packed batches are the same kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,7 +106,7 @@ _OUTPUTS = ("out", *_STATISTICS, "active")
 def attend(
     lead: torch.Size,
     inputs: Sequence[Tensor | None],
-    outputs: Mapping[str, Tensor | None],
+    outputs: dict[str, Any],
     numbers: Numbers,
     seed: Tensor | None = None,
     sequences: tuple[Tensor | None, Tensor | None] = (None, None),

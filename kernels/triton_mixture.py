@@ -179,8 +179,9 @@ def backward(
             _features_gradient(mix, part, weights, dout, dfeatures)
         gradients["features"] = sum(parts[1:], parts[0]).sum_to_size(mix.features.shape)
     if scores and moments is not None:
-        for part in zip(mix.weights, dout, moments, strict=True):  # mixture by mixture: a sum of dout would be rounded
-            for name, gradient in _score_gradients(mix, *part, inverse, needs).items():
+        # mixture by mixture: a sum of dout would be rounded
+        for weight_rows, cotangent, moment_rows in zip(mix.weights, dout, moments, strict=True):
+            for name, gradient in _score_gradients(mix, weight_rows, cotangent, moment_rows, inverse, needs).items():
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
     return gradients
 
@@ -268,9 +269,9 @@ class _Shared:
             PRECISION=precision(mix.features.dtype),
         )
 
-    def launch(self, kernel: Callable, own: dict[str, Any], dropped: tuple[str, ...] = (), **constants: Any) -> None:
+    def launch(self, kernel: Callable, own: dict[str, Any], constants: dict[str, Any]) -> None:
         """A program for each tile, and for each chunk of the features where it is told how many batches there are."""
-        arguments = own | {name: x for name, x in self.arguments.items() if name not in dropped}
+        arguments = own | self.arguments
         c = self.constants | constants
         operands = [x for x in arguments.values() if isinstance(x, Operand)]
         across = c["F"] + c.get("G", 0)
@@ -292,7 +293,7 @@ def _sum_first(mix: Mix, part: slice, weights: Tensor, addend: Tensor | None, ou
     own = dict(features=operand(mix.features[:, None]), addend=first_of(addend, part)[0], out=result, out_step=step)
     widths = two_blocks(shared.columns(sums))
     scaled = mix.features.dtype == torch.float16
-    shared.launch(mixed_kernel, own | dict(batches=out.size(1)), **widths, SCALED=scaled)
+    shared.launch(mixed_kernel, own | dict(batches=out.size(1)), widths | dict(SCALED=scaled))
 
 
 def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
@@ -304,7 +305,8 @@ def _multiply_each(mix: Mix, part: slice, inverse: Tensor, out: Tensor) -> None:
     own = dict(features=operand(mix.features[:, None]), out=result, out_step=step, eps=mix.eps, batches=out.size(1))
     own |= dict(inverse=operand(inverse, 1))
     scaled = mix.features.dtype != torch.bfloat16
-    shared.launch(graph_by_graph_kernel, own, ("graphs",), F=shared.columns(sums), SCALED=scaled)
+    del shared.arguments["graphs"]
+    shared.launch(graph_by_graph_kernel, own, dict(F=shared.columns(sums), SCALED=scaled))
 
 
 def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfeatures: Tensor) -> None:
@@ -314,7 +316,7 @@ def _features_gradient(mix: Mix, part: slice, weights: Tensor, dout: Tensor, dfe
     own = dict(dout=cotangent, dout_step=step, dfeatures=operand(dfeatures[:, None]), batches=dout.size(1))
     shared = _Shared("mix_features", mix, part, weights, mix.features.size(-1), over_sources=True)
     widths, scaled = two_blocks(shared.columns(1)), mix.features.dtype == torch.float16
-    shared.launch(features_kernel, own, **widths, SCALED=scaled)
+    shared.launch(features_kernel, own, widths | dict(SCALED=scaled))
 
 
 def _moments(mix: Mix, part: slice, dout: Tensor, moments: Tensor | None, dgraphs: Tensor | None) -> None:
@@ -323,7 +325,7 @@ def _moments(mix: Mix, part: slice, dout: Tensor, moments: Tensor | None, dgraph
     (cotangent, step), (sums, sums_step) = first_of(dout, part), first_of(moments, part, 1)
     own = dict(dout=cotangent, dout_step=step, features=operand(mix.features[:, None]), dgraphs=operand(dgraphs))
     shared = _Shared("mix_moments", mix, part, mix.weights, block(mix.features.size(-1)))
-    shared.launch(moments_kernel, own | dict(moments=sums, moments_step=sums_step))
+    shared.launch(moments_kernel, own | dict(moments=sums, moments_step=sums_step), {})
 
 
 def _lists(mix: Mix, tile: Configuration, over_sources: bool) -> Operand | None:
