@@ -18,10 +18,20 @@ pytestmark = [
 CASE = codegen.Case("glomo", torch.bfloat16, 64, 64, codegen.CALLS["glomo: strictly causal, bias per target"])
 
 
-@pytest.mark.parametrize("kernel", ["forward_kernel", "targets_kernel", "sources_kernel"])
+KERNELS = {
+    "glomo: strictly causal, bias per target": ("forward", "targets", "sources"),
+    "softmax": ("forward", "targets", "sources"),
+    "mix": ("mixed", "features", "moments"),
+    "mix, each graph": ("graph_by_graph",),
+}
+
+
+@pytest.mark.parametrize(("name", "kernel"), [(name, kernel) for name, some in KERNELS.items() for kernel in some])
 @pytest.mark.parametrize("architecture", ["90", "80"])
-def test_kernels_compile_cleanly(architecture, kernel):
-    (launch,) = [x for x in codegen.launches(CASE, f"sm_{architecture}") if x.kernel.__name__ == kernel]
+def test_kernels_compile_cleanly(architecture, name, kernel):
+    case = CASE._replace(name=name, run=codegen.CALLS[name])
+    found = codegen.launches(case, f"sm_{architecture}")
+    launch = next(x for x in found if x.kernel.__name__ == f"{kernel}_kernel")
     report = codegen.examine(launch, architecture)
     assert report.problems == []
     assert report.tensor > 0

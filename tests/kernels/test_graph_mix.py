@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import glomo
 from glomo.kernels import use_backend
 from glomo.kernels.graph_mix import reference
-from parity import DTYPES, EXAMPLES, IMPLEMENTATIONS, PHASES, check_parity, nudged, random, widest
+from parity import DTYPES, EXAMPLES, IMPLEMENTATIONS, INTERPRETED, PHASES, check_parity, nudged, random, widest
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def test_parity_over_several_tiles(first, diagonal):
             diagonal=diagonal or 0,
         )
 
-    n, t = 6, 150
+    n, t = 6, 80 if INTERPRETED else 150
     tensors = [random(2, n, t, 8), random(2, n, t, 8), random(2, t, 6), random(2, n, t, 1), random(2, t, n), random(n)]
     with every_way(first):
         check_parity(call, tensors)
