@@ -54,9 +54,8 @@ def score_gradients(
 
     The statistics of the rows are the normalizer and its gradient dnormalizer; for softmax the sum of exp(s - peak),
     the gradient of lse, and the peak; or else `inverse`, 1 / (Z + eps), and an exact `delta` if there is one. The rows
-    of dout may have `factors`. Without value and out, dout is the
-    gradient of the affinity. Packed batches come as views (..., total, D). value_dtype is of the value's gradient, if
-    not the value's own.
+    of dout may have `factors`. Without value and out, dout is the gradient of the affinity. Packed batches come as
+    views (..., total, D). value_dtype is of the value's gradient, if not the value's own.
     """
     dropout_p, diagonal, scale, eps = numbers
     lead = next(iter(statistics.values())).shape[:-1]

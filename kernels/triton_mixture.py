@@ -55,6 +55,11 @@ class Mix:
         assert rows is not None
         return self.lead.numel(), self.weights.size(-2), rows.size(-2), self.features.size(-2)
 
+    @property
+    def like(self) -> Tensor:
+        """The query, or in its place nothing of the features' dtype and device."""
+        return self.features[..., :0] if self.query is None else self.query
+
     @functools.cached_property
     def states(self) -> Operand | None:
         """Which blocks of pairs a mask allows, where it is the same for all graphs."""
@@ -96,23 +101,21 @@ def canonical(
     """From tensors with any leading dimensions; weights (M, ..., T or 1, N)."""
     lead = broadcast(*(t.shape[:-3] for t in (graphs, query, key) if t is not None), features.shape[:-2])
 
-    def flat(t: Tensor | None, tail: int) -> Tensor | None:
-        if t is None:
-            return None
+    def flat(t: Tensor, tail: int) -> Tensor:
         t = t[(None,) * max(tail - t.dim(), 0)]
         if t.shape[:-tail].numel() == 1:
             return t.reshape(1, *t.shape[t.dim() - tail :])
         return t.expand(*lead, *t.shape[t.dim() - tail :]).reshape(lead.numel(), *t.shape[t.dim() - tail :])
 
-    def per_mixture(t: Tensor | None) -> Tensor | None:
+    def per_mixture(t: Tensor) -> Tensor:
         """Neighbouring targets are neighbours in memory: kernels load a graph's weights of a row of targets."""
-        return None if t is None else torch.stack([flat(w.mT, 2) for w in t.unbind()])  # type: ignore[misc]
+        return torch.stack([flat(w.mT, 2) for w in t.unbind()])
 
-    graphs, query, key, bias, mask = (flat(t, 3) for t in (graphs, query, key, bias, attn_mask))
-    weights, chain_weights = per_mixture(weights), per_mixture(chain_weights)  # type: ignore[assignment]
-    width, features = features.size(-1), padded(flat(features, 2))  # type: ignore[arg-type]
+    given = (graphs, query, key, bias, attn_mask)
+    graphs, query, key, bias, mask = (None if t is None else flat(t, 3) for t in given)
+    weights, width, features = per_mixture(weights), features.size(-1), padded(flat(features, 2))
     if chain_weights is not None:
-        first, others = chain_weights.split((numbers[0], weights.size(-2) - numbers[0]), -2)
+        first, others = per_mixture(chain_weights).split((numbers[0], weights.size(-2) - numbers[0]), -2)
         weights = weights + torch.nn.functional.pad(first, (0, 0, 0, others.size(-2)))
         chain_weights = others if others.size(-2) else None
     return Mix(graphs, query, key, features, weights, chain_weights, bias, mask, *numbers, lead, width)
@@ -148,7 +151,8 @@ def forward(mix: Mix, addend: Tensor | None, inverse: Tensor | None) -> tuple[Te
             return out, inverse
         inputs = mix.query, mix.key, None, mix.bias, mix.mask
         # the same tiles: a row's squares and their sum then come from scores that are rounded alike
-        tile = _Shared("mix", mix, next(mix.groups(sums=True)), mix.weights, mix.features.size(-1)).tile
+        part = next(mix.groups(sums=True))
+        tile = _tile("mix", mix, part, (part.stop - part.start) * mix.features.size(-1))
         triton_attention.attend(torch.Size((b, n)), inputs, dict(inverse=inverse), mix.attention_numbers, tile=tile)
     weights = _normalised(mix, inverse)
     for part in mix.groups(sums=True):
@@ -224,6 +228,13 @@ def first_of(t: Tensor | None, part: slice, tail: int = 2) -> tuple[Operand | No
     return operand(t[part.start] if tail == 1 else t[part.start][:, None], tail), t.stride(0)
 
 
+def _tile(kernel: str, mix: Mix, part: slice, columns: int) -> Configuration:
+    """The tile shape for some of the mixtures and so many columns in registers."""
+    masked_or_several = mix.mask is not None or part.stop - part.start > 1
+    heavy = weight(mix.diagonal, False, kind_of(mix.bias, scalars=True), masked_or_several, False)
+    return configuration(kernel, mix.like, columns, heavy)
+
+
 class _Shared:
     """What the four kernels share: `arguments` and `constants` of a launch for some of the mixtures, and a tile for
     `columns` of features in registers."""
@@ -232,11 +243,7 @@ class _Shared:
         self, kernel: str, mix: Mix, part: slice, weights: Tensor, columns: int, over_sources: bool = False
     ) -> None:
         b, n, t, s = mix.sizes
-        like = mix.features[..., :0] if mix.query is None else mix.query
-        kind, features, width = kind_of(mix.bias, scalars=True), mix.features.size(-1), block(like.size(-1))
-        several = part.stop - part.start > 1
-        heavy = weight(mix.diagonal, False, kind, mix.mask is not None or several, False)
-        self.tile = tile = configuration(kernel, like, columns, heavy)
+        self.tile = tile = _tile(kernel, mix, part, columns)
         rows, across = (s, tile.N) if over_sources else (t, tile.M)
         self.programs = b * ((rows + across - 1) // across)
         given = dict(graphs=mix.graphs, query=mix.query, key=mix.key, bias=mix.bias, mask=mix.mask)
@@ -254,15 +261,15 @@ class _Shared:
             scale=mix.scale,
         )
         self.constants: dict[str, Any] = dict(
-            WIDTH=like.size(-1),
+            WIDTH=mix.like.size(-1),
             CHECK_T=t % tile.M != 0,
-            FEATURES=features,
+            FEATURES=mix.features.size(-1),
             MIXTURES=part.stop - part.start,
             M=tile.M,
             N=tile.N,
-            E=width,
+            E=block(mix.like.size(-1)),
             F=tile.features,
-            BIAS=kind,
+            BIAS=kind_of(mix.bias, scalars=True),
             MASK=kind_of(mix.mask, scalars=False),
             CAUSAL=mix.diagonal is not None,
             SCALE=mix.scale != 1.0,

@@ -3,7 +3,7 @@
 Two ways to out_m = sum_n w_mn A_n F. `mixed_kernel` sums the weighted tiles of the graphs before one product with the
 features, and needs every 1 / (Z + eps) first; `graph_by_graph_kernel` needs nothing, and a product for every graph.
 The gradients, with dP_m = dout_m F^T: dF = sum_m (sum_n w_mn A_n)^T dout_m (`features_kernel`), and per target
-dw_mn = <A_n, dP_m> (`moments_kernel`), which also gives delta_n = sum_m w_mn dw_mn to the kernels of `gradients`.
+dw_mn = <A_n, dP_m> (`moments_kernel`). The kernels of `gradients` do the rest, with w_mn dw_mn for delta.
 
 A program's loop over the graphs lies inside of that over the tiles. Operands have the batch in their first leading
 dimension and the graphs in the third; the MIXTURES of one launch lie `step` elements apart.
@@ -364,7 +364,7 @@ def moments_kernel(
     key,
     bias,
     mask,
-    weights,  # times 1 / (Z + eps), where the graphs are computed
+    weights,
     weights_step,
     moments,  # result, zeros before: <A_n, dP_m> per target (but for 1 / (Z + eps)), or None
     moments_step,
