@@ -67,12 +67,17 @@ def two_blocks(columns: int) -> dict[str, int]:
     return dict(F=whole, G=0) if whole < 32 or rest == whole // 2 else dict(F=whole // 2, G=rest)
 
 
-def weight(diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool) -> int:
+def weight(
+    diagonal: int | None, packed: bool, bias_kind: str, masked: bool, dropout: bool, *rows: Tensor | None
+) -> int:
     """How much a tile costs beyond its products: 0 nothing, 1 a diagonal or packed sequences, 2 a mask, dropout, a bias
-    for every pair or several mixtures; 3 is a mixture's gradient in fp32."""
-    if masked or dropout or bias_kind == "full":
-        return 2
-    return 1 if packed or diagonal is not None else 0
+    for every pair or several mixtures; 3 is a mixture's gradient in fp32. Rows (of query and value) of
+    no multiple of 16 columns are loaded through registers: 2, or 3 where they are wide or the call is a 2 already."""
+    columns = [t.size(-1) for t in rows if t is not None]
+    heavy = 2 if masked or dropout or bias_kind == "full" else 1 if packed or diagonal is not None else 0
+    if any(c % 16 for c in columns):
+        return 3 if max(columns) > 64 or heavy == 2 else 2
+    return heavy
 
 
 def configuration(kernel: str, query: Tensor, features: int, weight: int) -> Configuration:

@@ -155,7 +155,8 @@ def _prepare(
     kind, width, packed = kind_of(bias, scalars=True), block(query.size(-1)), cu_seqlens is not None
     masked = mask is not None or tensors["active"] is not None
     name = "attention" if softmax else "relu2_attention"
-    tile = tile or configuration(name, query, block(features), weight(diagonal, packed, kind, masked, dropout))
+    heavy = weight(diagonal, packed, kind, masked, dropout, query, value)
+    tile = tile or configuration(name, query, block(features), heavy)
     sequences = 0 if cu_seqlens is None else cu_seqlens.size(0) - 1
     tiles = tile_count(T, tile.M, sequences if packed else None)
     widths = two_blocks(min(features, tile.features))

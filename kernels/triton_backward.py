@@ -244,7 +244,7 @@ class _Call:
         width = block(self.query.size(-1))
         kind = kind_of(self.bias, scalars=True)
         masked = self.mask is not None or self.active is not None
-        heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None)
+        heavy = weight(self.diagonal, self.packed, kind, masked, self.seed is not None, self.query, self.value)
         if self.softmax:
             kernel = f"attention_{kernel}"
         elif self.value is None and kernel != "pairs":

@@ -64,7 +64,11 @@ def scores(
     elif BIAS == "full":
         base = bias_base + column.to(tl.int64) * bias.column
         b = load_tile(bias, base, num_rows - row, num_columns - column, M, N, True, True, WIDE).to(tl.float32)
-        s = s + (tl.trans(b) if TRANSPOSED else b)
+        b = tl.trans(b) if TRANSPOSED else b
+        if PRECISION == "ieee" and query.dtype == tl.float32:
+            s = tl.fma(s, 1.0, b)  # a plain sum would be the product's start, and its operands wait for it in registers
+        else:
+            s = s + b
     if not SOFTMAX:
         s = tl.maximum(s, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if PARTIAL:

@@ -76,7 +76,8 @@ def _launch(
     batches = Lead(lead, [*((t, 2) for t in (*inputs, affinity) if t is not None), (normalizer, 1)])
     width = block(query.size(-1))
     kind = kind_of(bias, scalars=True)
-    tile = configuration("relu2_affinity", query, block(0), weight(diagonal, False, kind, attn_mask is not None, False))
+    heavy = weight(diagonal, False, kind, attn_mask is not None, False, query)
+    tile = configuration("relu2_affinity", query, block(0), heavy)
     views = [batches.optional(t) for t in (*inputs, affinity)]
     tiles = (query.size(-2) + tile.M - 1) // tile.M
     return Launch(
