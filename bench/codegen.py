@@ -2,9 +2,8 @@
 [--quick]`.
 
 Every launch of the ops on "meta" tensors is recorded and compiled for the architecture as a real launch would be, with
-the shipped configuration. A row is printed for each; the
-command fails on register spills, a missing tensor-core instruction, serialised wgmma, or more shared memory than the
-chip has.
+the shipped configuration. A row is printed for each; the command fails on register spills inside of a loop, a missing
+tensor-core instruction, serialised wgmma, or more shared memory than the chip has.
 
 The prediction is of the busiest loop: with T the tensor cores' clocks and C the clocks of each scheduler in one turn
 (one an instruction, or eight an exponential if these take longer), a lone block of threads spends T + C on one tile,
@@ -57,7 +56,8 @@ class Case(NamedTuple):
 
 class Report(NamedTuple):
     registers: int
-    spills: int
+    spills: int  # instructions that move registers to memory and back
+    spills_in_loops: int
     shared: int
     blocks: int  # of threads that fit a multiprocessor
     tensor: int  # tensor-core instructions
@@ -294,7 +294,7 @@ def examine(launch: Launch, architecture: str) -> Report:
     multiplies = launch.kernel.__name__ not in NO_PRODUCTS
     if multiplies and not report.tensor and not _is_full_fp32(launch):
         problems.append("no tensor-core instruction")
-    if report.spills > (24 if _is_full_fp32(launch) else 0):  # instructions that touch spilled registers
+    if report.spills_in_loops > (24 if _is_full_fp32(launch) else 0):  # once before and behind a loop, they cost little
         problems.append("spills")
     if report.serialised:
         problems.append("serialised wgmma")
@@ -328,11 +328,13 @@ def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -
     registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
     per_thread = (registers + 7) // 8 * 8
     blocks = min(65536 // (per_thread * 32 * warps), 233472 // (shared + 1024), 2048 // (32 * warps))
-    loop, tensor_clocks = _busiest_loop([(int(address, 16), text) for address, text in lines])
+    program = [(int(address, 16), text) for address, text in lines]
+    loop, tensor_clocks = _busiest_loop(program)
     serialised = len(re.findall(r"C75(?:0[0-9]|1[0-6])\b", log))
     return Report(
         registers,
         count("LDL|STL"),
+        _in_loops(program, "LDL|STL"),
         shared,
         blocks,
         count("HGMMA|UTCHMMA|UTCQMMA|UTCOMMA|HMMA|UTC[A-Z]*MMA"),
@@ -345,14 +347,25 @@ def _examine_nvidia(compiled: Any, architecture: str, warps: int, shared: int) -
     )
 
 
+def _jumps_back(lines: list[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
+    """(index of the jump, its address, its target) of every loop's end."""
+    for i, (address, text) in enumerate(lines):
+        jump = re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:  # a jump to itself is the end of a program
+            yield i, address, int(jump[1], 16)
+
+
+def _in_loops(lines: list[tuple[int, str]], pattern: str) -> int:
+    loops = [(start, end) for _, end, start in _jumps_back(lines)] or [(0, lines[-1][0])]
+    found = (address for address, text in lines if re.search(rf"\b(?:{pattern})\b", text))
+    return sum(any(start <= address <= end for start, end in loops) for address in found)
+
+
 def _busiest_loop(lines: list[tuple[int, str]]) -> tuple[int, float]:
     """(clocks of a warp, tensor-core clocks of one warpgroup) of the innermost loop with the most tensor-core work."""
     best, exponentials = (0, 0.0), 0
-    for i, (address, text) in enumerate(lines):
-        jump = re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", text)
-        if not jump or int(jump[1], 16) > address:
-            continue
-        body = [t for a, t in lines[: i + 1] if a >= int(jump[1], 16)]
+    for i, _, start in _jumps_back(lines):
+        body = [t for a, t in lines[: i + 1] if a >= start]
         if any(re.search(r"\bBRA(?:\.U)? .*?0x([0-9a-f]+)", t) for t in body[:-1] if "HGMMA" in t):
             continue
         clocks = sum(
@@ -369,7 +382,7 @@ def _examine_amd(assembly: str, shared: int) -> Report:
     # the assembler's own counts include moves to accumulation registers and to lanes of vector registers
     spills = len(re.findall(r"\bscratch_(?:load|store)", assembly))
     tensor = len(re.findall(r"\bv_mfma_", assembly))
-    return Report(number("vgpr_count"), spills, shared, 1, tensor, 0, 0, 0, 0.0, 0.0, [])
+    return Report(number("vgpr_count"), spills, spills, shared, 1, tensor, 0, 0, 0, 0.0, 0.0, [])
 
 
 def _output(*command: str) -> str:
@@ -417,10 +430,11 @@ def main() -> int:
 def line(name: str, case: Case, launch: Launch, r: Report) -> str:
     c = launch.configuration
     tile = f"{c.M}x{c.N}" if c.M else "-"
+    spills = f"{r.spills:3} spill" + (f" ({r.spills_in_loops} in loops)" if r.spills else "")
     text = (
         f"{name:7} {launch.kernel.__name__.removesuffix('_kernel'):12} "
         f"{str(case.dtype)[6:]:8} {case.width:3}/{case.features:<4} "
-        f"{tile:8} w{c.warps} s{c.stages} {r.registers:3} reg {r.spills:3} spill {r.shared // 1024:3} KiB "
+        f"{tile:8} w{c.warps} s{c.stages} {r.registers:3} reg {spills} {r.shared // 1024:3} KiB "
         f"{r.blocks} blocks {r.tensor:3} mma {r.copies:3} async"
     )
     if r.tensor_clocks and launch.constants.get("FEATURES", 0) <= launch.constants.get("F", 0):

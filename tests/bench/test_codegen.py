@@ -52,15 +52,26 @@ def test_the_gate_finds_spills_and_too_much_shared_memory():
         assert problem in codegen.examine(launch, "90").problems
 
 
+def test_spills_are_counted_where_they_repeat():
+    """Moves before and behind a loop happen once; without a loop in sight all count."""
+    program = [(0, "STL [R1], R9"), (16, "LDL R8, [R1]"), (32, "@P0 BRA 0x10"), (48, "LDL R9, [R1]"), (64, "BRA 0x40")]
+    assert codegen._in_loops(program, "LDL|STL") == 1
+    assert codegen._in_loops([line for line in program if "@P0" not in line[1]], "LDL|STL") == 3
+
+
 def test_the_gate_finds_missing_tensor_cores():
     launch = codegen.launches(CASE, "sm_90")[0]
-    with mock.patch.object(codegen, "_examine_nvidia", return_value=codegen.Report(1, 0, 0, 1, 0, 1, 0, 1, 0, 1, [])):
+    with mock.patch.object(
+        codegen, "_examine_nvidia", return_value=codegen.Report(1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, [])
+    ):
         assert codegen.examine(launch, "90").problems == ["no tensor-core instruction"]
 
 
 def test_fp32_needs_no_tensor_cores():
     launch = codegen.launches(CASE._replace(dtype=torch.float32), "sm_90")[0]
-    with mock.patch.object(codegen, "_examine_nvidia", return_value=codegen.Report(1, 0, 0, 1, 0, 1, 0, 1, 0, 1, [])):
+    with mock.patch.object(
+        codegen, "_examine_nvidia", return_value=codegen.Report(1, 0, 0, 0, 1, 0, 1, 0, 1, 0, 1, [])
+    ):
         assert codegen.examine(launch, "90").problems == []
 
 
