@@ -94,7 +94,7 @@ _VARLEN_BACKENDS = {
 }
 
 
-def _check_mask(attn_mask: Tensor | None, query: Tensor, is_causal: bool) -> None:
+def _check_mask(attn_mask: Tensor | None, query: Tensor) -> None:
     if attn_mask is None:
         return
     if not isinstance(attn_mask, Tensor):
@@ -103,8 +103,6 @@ def _check_mask(attn_mask: Tensor | None, query: Tensor, is_causal: bool) -> Non
         raise TypeError(
             f"attn_mask is {attn_mask.dtype}, but must be bool, or of the query's dtype {query.dtype} or fp32."
         )
-    if is_causal:
-        raise ValueError("attn_mask and is_causal cannot both be set: give one mask that holds both.")
 
 
 def attention(
@@ -133,9 +131,10 @@ def attention(
         key: (..., H, S, E), of the query's dtype; leading dimensions broadcast.
         value: (..., H, S, Ev).
         attn_mask: broadcastable to (..., H, T, S); bool, True = may be read, or floating, added to the scores
-            (it gets its gradient). Not together with is_causal.
+            (it gets its gradient).
         dropout_p: probability of dropping a weight; applied whenever it is not 0, as in PyTorch.
-        is_causal: target t reads the sources j <= t only (top-left aligned).
+        is_causal: target t reads the sources j <= t only (top-left aligned); with attn_mask, where only some
+            of PyTorch's backends take both, those of them that the mask allows.
         scale: factor of the products; None means 1 / sqrt(E).
         enable_gqa: query has H heads, key and value Hk heads, H a multiple of Hk.
         return_lse: also return the log of the sum of exponentials (..., H, T), in fp32 (fp64 for fp64 inputs),
@@ -151,7 +150,7 @@ def attention(
     """
     query, key, value = autocast_cast(query, key, value)
     check_qk(query, key, value)
-    _check_mask(attn_mask, query, is_causal)
+    _check_mask(attn_mask, query)
     check_same_device(query, attn_mask=attn_mask)
     check_probability(dropout_p)
     groups = HeadGroups(query, key, value) if enable_gqa else None

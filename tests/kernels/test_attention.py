@@ -19,13 +19,13 @@ def test_parity_over_shapes(data):
     t, s = data.draw(SIZES), data.draw(SIZES)
     e, ev = data.draw(st.sampled_from([1, 3, 16])), data.draw(st.sampled_from([1, 5, 33]))
     make = data.draw(st.sampled_from([random, strided]))
-    kind = data.draw(st.sampled_from(["none", "causal", "bool", "float"]))
+    kind, causal = data.draw(st.sampled_from(["none", "bool", "float"])), data.draw(st.booleans())
     mask_shape = data.draw(st.sampled_from([(1, s), (*lead, 1, s), (t, s), (*lead, t, s)]))
     mask = {"bool": torch.rand(mask_shape) > 0.3, "float": random(*mask_shape, dtype=dtype)}.get(kind)
     dropout_p = data.draw(st.sampled_from([0.0, 0.4]))
 
     def call(query, key, value, mask):
-        return glomo.attention(query, key, value, mask, dropout_p, kind == "causal", return_lse=True)
+        return glomo.attention(query, key, value, mask, dropout_p, causal, return_lse=True)
 
     tensors = [make(*lead, t, e, dtype=dtype), make(*lead, s, e, dtype=dtype), make(*lead, s, ev, dtype=dtype), mask]
     check_parity(call, tensors)
@@ -128,7 +128,27 @@ def test_gradcheck_of_the_reference():
         assert torch.autograd.gradcheck(lambda *t: glomo.attention(*t, return_lse=True), tensors)
 
 
-def test_mask_and_causal_together_are_refused():
-    query = random(1, 4, 8)
-    with pytest.raises(ValueError, match="attn_mask and is_causal"):
-        glomo.attention(query, query, query, torch.ones(4, 4, dtype=torch.bool), is_causal=True)
+@pytest.mark.parametrize("backend", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(2, 1, 1, 7), (2, 3, 9, 7), (9, 7)])
+@pytest.mark.parametrize("floating", [False, True])
+def test_a_mask_and_the_diagonal_together(backend, shape, floating):
+    """What PyTorch does with the diagonal in the mask."""
+    tensors = [random(2, 3, 9, 4), random(2, 3, 7, 4), random(2, 3, 7, 5)]
+    tensors = [t.to(widest(backend)).requires_grad_() for t in tensors]
+    allowed = torch.rand(shape) > 0.3
+    allowed[..., 0] = True
+    earlier = torch.ones(9, 7, dtype=torch.bool).tril()
+    with use_backend(backend):
+        if floating:
+            mask = torch.randn(shape, dtype=tensors[0].dtype)
+            ours = glomo.attention(*tensors, mask, is_causal=True)
+            mask = mask.expand(2, 3, 9, 7).masked_fill(~earlier, float("-inf"))
+        else:
+            mask = allowed
+            ours = glomo.attention(*tensors, mask, is_causal=True)
+            mask = mask & earlier
+    theirs = torch.nn.functional.scaled_dot_product_attention(*tensors, mask)
+    torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(out.square().sum(), tensors) for out in (ours, theirs))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other)
