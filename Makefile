@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
-INTERPRETED := test_relu2_attention.py test_relu2_affinity.py test_attention.py test_graph_mix.py test_varlen.py \
-	test_compile.py triton
+INTERPRETED := $(addprefix kernels/, test_relu2_attention.py test_relu2_affinity.py test_attention.py \
+	test_graph_mix.py test_varlen.py test_compile.py triton) glomo/nn/test_attention.py glomo/integrations
 
 SANITIZED := cpu relu2_attention relu2_affinity attention graph_mix varlen
 # What cannot run there: it needs terabytes of addresses, or looks at the machine code.
@@ -36,7 +36,7 @@ test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 ifndef ARGS
 	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
-		$(INTERPRETED:%=tests/kernels/%)
+		$(INTERPRETED:%=tests/%)
 endif
 
 # The C++ kernels under the address and undefined-behaviour sanitizers, in a copy of the package made of links.

@@ -4,6 +4,7 @@ The ops are plain functions on tensors: `glomo.relu2_attention(query, key, value
 """
 
 from . import kernels as kernels
+from .integrations import patch_sdpa
 from .kernels import (
     EPS,
     attention,
@@ -22,6 +23,7 @@ __all__ = [
     "attention",
     "attention_varlen",
     "graph_mix",
+    "patch_sdpa",
     "relu2_affinity",
     "relu2_attention",
     "relu2_attention_varlen",

@@ -1,5 +1,7 @@
-"""GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), transfer (`GraphTransfer`), controls."""
+"""GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), transfer (`GraphTransfer`), controls;
+multi-head attention in the place of PyTorch's (`MultiheadAttention`)."""
 
+from glomo.nn.attention import MultiheadAttention
 from glomo.nn.baselines import BandGraph, GraphSource, NoGraph, UniformGraph
 from glomo.nn.config import GLoMoConfig
 from glomo.nn.decoder import ContextDecoder
@@ -23,6 +25,7 @@ __all__ = [
     "GraphStatistics",
     "GraphTransfer",
     "Graphs",
+    "MultiheadAttention",
     "NoGraph",
     "UniformGraph",
     "dead_row_rescue",

@@ -1,0 +1,120 @@
+"""glomo's attention for Hugging Face models (transformers 5): `register()`, then
+``from_pretrained(..., attn_implementation="glomo")`` or ``model.set_attn_implementation("glomo")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glomo.kernels import attention, relu2_attention
+
+NAMES = ("glomo", "glomo_relu2")
+
+
+def register() -> None:
+    """Makes "glomo" (softmax) and "glomo_relu2" (ReLU²-normalised weights) known to transformers as attention
+    implementations.
+
+    Masks of padding, with or without the diagonal, stay (B, 1, 1, S), and no matrix of pairs is made; all others are
+    the boolean masks that transformers makes for PyTorch's SDPA. With "glomo_relu2" a module's own `affinity_bias`, if
+    it has one, is added to the scores, else 1.
+
+    Raises:
+        ImportError: transformers is not installed, or older than version 5.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import bidirectional_mask_function as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            'glomo.integrations.transformers needs transformers 5: pip install "transformers>=5"'
+        ) from error
+    for name in NAMES:
+        AttentionInterface.register(name, _forward(relu2=name == "glomo_relu2"))
+        AttentionMaskInterface.register(name, padding_or_full_mask)
+
+
+def padding_or_full_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """What transformers' sdpa_mask returns, but (B, 1, 1, S) where only padding is masked: the attention adds the
+    diagonal of a causal module itself."""
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+    mask_function = causal_mask_function if mask_function is None else mask_function
+    square = q_length == kv_length and not q_offset and not kv_offset
+    if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.size(-1) == kv_length:
+        causal = mask_function is causal_mask_function and square and q_length > 1
+        if (mask_function is bidirectional_mask_function and not kv_offset) or causal:
+            return attention_mask[:, None, None, :].bool()
+    return sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        **kwargs,
+    )
+
+
+def _forward(relu2: bool) -> Callable:
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        position_bias: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """query (B, H, T, E), key and value (B, Hk, S, E) -> (B, T, H, E)."""
+        for name in ("softcap", "s_aux", "cache"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"glomo's attention has no {name}, which {type(module).__name__} asks for.")
+        T, S = query.size(-2), key.size(-2)
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        padding = attention_mask is None or (attention_mask.size(-2) == 1 and T == S)
+        causal = bool(causal and T > 1 and padding)
+        if causal and S > T:  # an empty static cache: its end is not filled yet
+            key, value = key[..., :T, :], value[..., :T, :]
+            position_bias = None if position_bias is None else position_bias[..., :T]
+        if position_bias is not None:
+            attention_mask = _with_positions(position_bias, attention_mask)
+        gqa = key.size(1) != query.size(1)
+        options: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "enable_gqa": gqa}
+        scale = query.size(-1) ** -0.5 if scaling is None else scaling
+        if relu2:
+            bias = getattr(module, "affinity_bias", 1.0)
+            if attention_mask is not None and attention_mask.dtype != torch.bool:
+                bias, attention_mask = bias + attention_mask, None
+            out = relu2_attention(query, key, value, bias, attention_mask, scale=scale, **options)
+        else:
+            out = attention(query, key, value, attention_mask, scale=scale, **options)
+        return out.transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+def _with_positions(position_bias: Tensor, mask: Tensor | None) -> Tensor:
+    """A position bias (1, H, T, S) and a mask as one floating mask."""
+    if mask is None:
+        return position_bias
+    if mask.dtype == torch.bool:
+        return position_bias.masked_fill(~mask, float("-inf"))
+    return position_bias + mask
