@@ -13,7 +13,8 @@ JOBS ?= 2
 
 # The tests of the Triton kernels, in Triton's interpreter on the CPU: the same parity suite, in fp32 and fp16.
 INTERPRETED := $(addprefix kernels/, test_relu2_attention.py test_relu2_affinity.py test_attention.py \
-	test_graph_mix.py test_varlen.py test_compile.py triton) glomo/nn/test_attention.py glomo/integrations
+	test_graph_mix.py test_varlen.py test_compile.py triton) glomo/nn/test_attention.py \
+	glomo/integrations/test_sdpa.py
 
 SANITIZED := cpu relu2_attention relu2_affinity attention graph_mix varlen
 # What cannot run there: it needs terabytes of addresses, or looks at the machine code.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class patch_sdpa(TorchFunctionMode):
         reason = _why_not(query, key, value, *args, *kwargs.values())
         if reason is None:
             try:
-                out = attention(query, key, value, *args, **kwargs)
+                out = cast(Tensor, attention(query, key, value, *args, **kwargs))
             except (TypeError, ValueError) as error:
                 reason = str(error)
             else:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glomo.kernels import attention, relu2_attention
+from glomo.nn.attention import attend
 
 NAMES = ("glomo", "glomo_relu2")
 
@@ -96,16 +96,9 @@ def _forward(relu2: bool) -> Callable:
             position_bias = None if position_bias is None else position_bias[..., :T]
         if position_bias is not None:
             attention_mask = _with_positions(position_bias, attention_mask)
+        bias = getattr(module, "affinity_bias", 1.0) if relu2 else None
         gqa = key.size(1) != query.size(1)
-        options: dict[str, Any] = {"dropout_p": dropout, "is_causal": causal, "enable_gqa": gqa}
-        scale = query.size(-1) ** -0.5 if scaling is None else scaling
-        if relu2:
-            bias = getattr(module, "affinity_bias", 1.0)
-            if attention_mask is not None and attention_mask.dtype != torch.bool:
-                bias, attention_mask = bias + attention_mask, None
-            out = relu2_attention(query, key, value, bias, attention_mask, scale=scale, **options)
-        else:
-            out = attention(query, key, value, attention_mask, scale=scale, **options)
+        out = attend(query, key, value, attention_mask, dropout, causal, bias, scaling, gqa)
         return out.transpose(1, 2).contiguous(), None
 
     return forward

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,28 @@ from glomo.kernels import (
 )
 
 ACTIVATIONS = ("softmax", "relu2")
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    affinity_bias: Tensor | float | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """:func:`glomo.attention`, or, with an affinity_bias for its scores, :func:`glomo.relu2_attention` with the same
+    default scale. A bool mask says what may be read, a floating one is added to the scores."""
+    if affinity_bias is None:
+        return cast(Tensor, attention(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa))
+    if mask is not None and mask.dtype != torch.bool:
+        affinity_bias, mask = affinity_bias + mask, None
+    scale = query.size(-1) ** -0.5 if scale is None else scale
+    options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "enable_gqa": enable_gqa}
+    return cast(Tensor, relu2_attention(query, key, value, affinity_bias, mask, scale=scale, **options))
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -71,8 +95,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first, device, dtype
         )
         self.activation = activation
-        if activation == "relu2":
-            self.affinity_bias = nn.Parameter(torch.ones(num_heads, 1, 1, device=device, dtype=dtype))
+        bias_of_heads = torch.ones(num_heads, 1, 1, device=device, dtype=dtype)
+        self.affinity_bias = nn.Parameter(bias_of_heads) if activation == "relu2" else None
 
     def _reset_parameters(self) -> None:
         self._qkv_same_embed_dim = self.in_proj_weight is not None
@@ -80,7 +104,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         # PyTorch's layers ask for it, and where it is True they call a fused layer of their own instead of this module
         self._qkv_same_embed_dim = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -132,11 +156,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             out = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
-        elif self.activation == "softmax":
-            out = attention(q, k, v, mask, dropout_p, causal)
         else:
-            bias, mask = self._bias(mask)
-            out = relu2_attention(q, k, v, bias, mask, dropout_p=dropout_p, is_causal=causal, scale=q.size(-1) ** -0.5)
+            out = attend(q, k, v, mask, dropout_p, causal, self.affinity_bias)
         if not batched:
             out = out[0].transpose(0, 1)
         else:
@@ -232,18 +253,13 @@ class MultiheadAttention(nn.MultiheadAttention):
             parts.append(x.new_zeros(*x.shape[:2], 1, x.size(-1)))
         return torch.cat(parts, -2) if len(parts) > 1 else x
 
-    def _bias(self, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(what is added to ReLU²'s scores, what may be read)."""
-        if mask is None or mask.dtype == torch.bool:
-            return self.affinity_bias, mask
-        return self.affinity_bias + mask, None
-
     def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """(B, num_heads, T, S), zeros in the row of a target that may read nothing."""
         scale = query.size(-1) ** -0.5
-        if self.activation == "relu2":
-            bias, mask = self._bias(mask)
-            return relu2_affinity(query, key, bias, mask, scale=scale)
+        if self.affinity_bias is not None:
+            if mask is None or mask.dtype == torch.bool:
+                return relu2_affinity(query, key, self.affinity_bias, mask, scale=scale)
+            return relu2_affinity(query, key, self.affinity_bias + mask, scale=scale)
         scores = (query * scale) @ key.mT
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
@@ -265,10 +281,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         q, k, v = packed.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         where = (ends, ends, max(lengths), max(lengths))
         dropout_p = self.dropout if self.training else 0.0
-        if self.activation == "softmax":
-            out = attention_varlen(q, k, v, *where, dropout_p=dropout_p)
+        if self.affinity_bias is None:
+            heads = attention_varlen(q, k, v, *where, dropout_p=dropout_p)
         else:
             bias, scale = self.affinity_bias.flatten(), q.size(-1) ** -0.5
-            out = relu2_attention_varlen(q, k, v, *where, bias, dropout_p=dropout_p, scale=scale)
-        out = self.out_proj(out.flatten(-2))
+            heads = relu2_attention_varlen(q, k, v, *where, bias, dropout_p=dropout_p, scale=scale)
+        out = self.out_proj(cast(Tensor, heads).flatten(-2))
         return torch.nested.as_nested_tensor(list(out.split(lengths)), layout=query.layout)

@@ -1,0 +1,110 @@
+"""Sequences out of a model that predicts unit by unit: greedy and beam search."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from glomo.errors import UserError
+
+
+class Stepwise(Protocol):
+    """A batch being decoded."""
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Log-probabilities (B, V) of what follows, once tokens (B,) have been read."""
+
+    def select(self, rows: Tensor) -> None:
+        """Rows of the batch, in a new order."""
+
+
+@torch.no_grad()
+def greedy(
+    state: Stepwise, batch: int, end: int, max_length: int, device: torch.device | str = "cpu"
+) -> list[list[int]]:
+    """The most probable unit at every step, until `end` or `max_length` units; `end` also starts the sequences."""
+    tokens = torch.full((batch,), end, dtype=torch.int64, device=device)
+    done, steps = torch.zeros(batch, dtype=torch.bool, device=device), []
+    for _ in range(max_length):
+        tokens = state.step(tokens).argmax(-1).masked_fill(done, end)
+        done |= tokens == end
+        steps.append(tokens)
+        if bool(done.all()):
+            break
+    rows = torch.stack(steps, 1).tolist() if steps else [[] for _ in range(batch)]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+@torch.no_grad()
+def beam_search(
+    state: Stepwise,
+    batch: int,
+    end: int,
+    max_length: int,
+    beam: int = 4,
+    length_penalty: float = 0.6,
+    device: torch.device | str = "cpu",
+) -> list[list[int]]:
+    """The sequence of the highest score among those that `beam` unfinished ones at a time lead to.
+
+    .. code-block:: text
+
+        score(y) = log P(y) / ((5 + |y|) / 6)^length_penalty,    |y| with its end
+
+    A sentence is done when `beam` sequences of it have ended and none that goes on has a better chance, or after
+    `max_length` units.
+
+    Raises:
+        UserError: beam is below 1.
+
+    Source: Wu et al., arXiv 1609.08144, section 7, with its length penalty.
+    """
+    if beam < 1:
+        raise UserError(f"a beam of {beam} keeps no sequence; at least 1 is needed")
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
+    tokens = torch.full((batch,), end, dtype=torch.int64, device=device)
+    log_probabilities = state.step(tokens)
+    size = log_probabilities.size(-1)
+    width = min(beam, size)
+    state.select(torch.arange(batch, device=device).repeat_interleave(beam))
+    scores = torch.full((batch, beam), float("-inf"), device=device)
+    scores[:, 0] = 0.0
+    log_probabilities = log_probabilities.repeat_interleave(beam, 0)
+    history = torch.empty(batch, beam, 0, dtype=torch.int64, device=device)
+    penalty = lambda length: ((5 + length) / 6) ** length_penalty  # noqa: E731
+    for length in range(1, max_length + 1):
+        candidates = (scores[:, :, None] + log_probabilities.view(batch, beam, size)).flatten(1)
+        best, index = candidates.topk(min(2 * beam, candidates.size(1)), dim=1)
+        parents, units = index // size, index % size
+        ended = units == end
+        for row, place in (ended[:, :width] & best[:, :width].isfinite()).nonzero().tolist():
+            sequence = history[row, parents[row, place]].tolist()
+            finished[row].append((float(best[row, place]) / penalty(length), sequence))
+        going_on = best.masked_fill(ended, float("-inf"))
+        scores, order = going_on.topk(min(beam, going_on.size(1)), dim=1)
+        parents, units = parents.gather(1, order), units.gather(1, order)
+        history = torch.cat([history.gather(1, parents[..., None].expand(-1, -1, length - 1)), units[..., None]], -1)
+        if length == max_length or all(
+            map(_settled, finished, scores[:, 0].tolist(), [beam] * batch, [penalty(max_length)] * batch)
+        ):
+            break
+        state.select((torch.arange(batch, device=device)[:, None] * beam + parents).flatten())
+        log_probabilities = state.step(units.flatten())
+    for row in range(batch):
+        if not finished[row] or length == max_length:
+            finished[row] += [
+                (float(score) / penalty(length + 1), sequence)
+                for score, sequence in zip(scores[row].tolist(), history[row].tolist(), strict=True)
+                if score > float("-inf")
+            ]
+    return [max(found)[1] if found else [] for found in finished]
+
+
+def _settled(found: list[tuple[float, list[int]]], best: float, beam: int, penalty: float) -> bool:
+    """Whether enough sequences have ended and no other can overtake them: log-probabilities only fall, and no longer
+    sequence than the longest can gain more by the penalty."""
+    if len(found) < beam:
+        return False
+    return best / penalty <= max(score for score, _ in found)
