@@ -35,7 +35,7 @@ def smoothed_cross_entropy(
     features, targets = features.flatten(0, -2)[kept], targets.flatten()[kept]
     rows = max(1, CHUNK_LOGITS // max(weight.size(0), 1))
     total = features.new_zeros((), dtype=torch.float64 if features.dtype == torch.float64 else torch.float32)
-    for i in range(0, len(features), rows):
+    for i in range(0, max(len(features), 1), rows):  # one even if there is nothing, for the gradient
         chunk = (features[i : i + rows], weight, targets[i : i + rows], smoothing, pad, bias)
         if torch.is_grad_enabled() and len(features) > rows:
             total = total + checkpoint(_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)

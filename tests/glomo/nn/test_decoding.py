@@ -1,0 +1,89 @@
+"""Greedy and beam search beside an exhaustive search over a small table of transition probabilities."""
+
+import itertools
+
+import pytest
+import torch
+
+from glomo.errors import UserError
+from glomo.nn.decoding import beam_search, greedy
+
+END, LONGEST = 4, 4
+
+
+class Table:
+    """Log-probabilities that depend on the last two units, one table a sentence."""
+
+    def __init__(self, tables):
+        self.tables, self.rows = tables, torch.arange(len(tables))
+        self.before = torch.full((len(tables),), END)
+
+    def step(self, tokens):
+        found = self.tables[self.rows, self.before, tokens]
+        self.before = tokens
+        return found
+
+    def select(self, rows):
+        self.rows, self.before = self.rows[rows], self.before[rows]
+
+
+def tables(batch=6):
+    return torch.randn(batch, 5, 5, 5).mul(1.5).log_softmax(-1)
+
+
+def best(table, length_penalty):
+    """(score, sequence) over all sequences of up to LONGEST units, those without an end only at full length."""
+    found = []
+    for length in range(LONGEST + 1):
+        for units in itertools.product(range(END), repeat=length):
+            before, last, total = END, END, 0.0
+            for unit in (*units, END) if length < LONGEST else units:
+                total += float(table[before, last, unit])
+                before, last = last, unit
+            found.append((total / ((5 + length + 1) / 6) ** length_penalty, list(units)))
+    return max(found)[1]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.5])
+def test_a_wide_beam_finds_the_best_sequence(length_penalty):
+    table = tables()
+    found = beam_search(Table(table), 6, END, LONGEST, beam=300, length_penalty=length_penalty)
+    assert found == [best(t, length_penalty) for t in table]
+
+
+def test_a_beam_of_one_without_a_penalty_is_greedy():
+    table = tables(40)
+    assert beam_search(Table(table), 40, END, 12, beam=1, length_penalty=0.0) == greedy(Table(table), 40, END, 12)
+
+
+def test_greedy_takes_the_best_unit_each_time():
+    table = tables()
+    for t, out in zip(table, greedy(Table(table), 6, END, 12), strict=True):
+        before, last = END, END
+        for unit in [*out, END][:12]:
+            assert int(t[before, last].argmax()) == unit
+            before, last = last, unit
+
+
+def test_a_sentence_does_not_depend_on_its_batch():
+    table = tables(8)
+    together = beam_search(Table(table), 8, END, 10, beam=3)
+    assert together == [beam_search(Table(t[None]), 1, END, 10, beam=3)[0] for t in table]
+
+
+def test_a_beam_wider_than_the_vocabulary_and_no_room():
+    table = tables(2)
+    assert beam_search(Table(table), 2, END, 1, beam=50) == [best_of_one(t) for t in table]
+    assert greedy(Table(table), 2, END, 0) == [[], []]
+
+
+def best_of_one(table):
+    """At most one unit: nothing, or the best unit by itself."""
+    scores = {(): float(table[END, END, END])}
+    scores |= {(unit,): float(table[END, END, unit]) / (7 / 6) ** 0.6 for unit in range(END)}
+    return list(max(scores, key=scores.get))
+
+
+def test_no_beam():
+    with pytest.raises(UserError, match="a beam of 0"):
+        beam_search(Table(tables(1)), 1, END, 3, beam=0)
