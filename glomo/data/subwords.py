@@ -88,6 +88,10 @@ class Subwords:
         """The ids of the pieces of the text."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the pieces; bytes that form no character become U+FFFD."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
     def tokens(self, text: str) -> list[str]:
         """The pieces as a person reads them, one per id of :meth:`encode`; pieces of one character all show it."""
         text = self._tokenizer.normalizer.normalize_str(text)

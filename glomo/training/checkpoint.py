@@ -15,7 +15,7 @@ import os
 import pickle
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,23 @@ def latest(parent: Path) -> Checkpoint | None:
     if complaint:
         raise UserError(f"{complaint}; no older one is whole, remove {parent} to start again")
     return None
+
+
+def average(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the floating weights of several checkpoints of one model, taken in fp64; other tensors of the last.
+
+    Raises UserError when they are not of one model, or one is not whole.
+    """
+    found = [load(folder).weights for folder in folders]
+    for folder, weights in zip(folders, found, strict=True):
+        if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in found[-1].items()}:
+            raise UserError(f"{folder} and {folders[-1]} hold weights of different models, which have no mean")
+    return {
+        name: torch.stack([weights[name].double() for weights in found]).mean(0).to(last.dtype)
+        if last.is_floating_point()
+        else last
+        for name, last in found[-1].items()
+    }
 
 
 def step_folders(parent: Path) -> list[Path]:

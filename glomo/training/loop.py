@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glomo.data import BucketBatches
+from glomo.data import BucketBatches, TokenBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.config import check_range
@@ -45,20 +45,29 @@ class TrainConfig:
     """optimiser steps in all"""
     batch_size: int = 32
     """sequences in a step, over all processes"""
+    batch_tokens: int = 0
+    """of `glomo translate`: units in a step, padding included, in place of batch_size; 0: batch_size counts"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw or sgd"""
     lr: float = 1e-3
     """learning rate at its highest"""
     momentum: float = 0.0
     """of sgd"""
+    beta1: float = 0.9
+    """of adamw: how much of the mean gradient is kept"""
+    beta2: float = 0.999
+    """of adamw: how much of the mean square is kept"""
+    adam_eps: float = 1e-8
+    """of adamw, added to the root of the squares"""
     weight_decay: float = 0.0
     """of adamw, on matrices only"""
     clip: float = 1.0
     """largest norm of the whole gradient; 0: no limit"""
     warmup: int = 0
     """steps in which the rate rises linearly from 0"""
-    decay: Literal["constant", "linear", "cosine", "plateau"] = "constant"
-    """linear and cosine reach 0 at the last step; plateau halves after `patience` validations without gain"""
+    decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "plateau"] = "constant"
+    """linear and cosine reach 0 at the last step; inverse-sqrt is lr * sqrt(warmup / step), which with lr = (dim *
+    warmup)^-0.5 is the Transformer's; plateau halves after `patience` validations without gain"""
     patience: int = 3
     """of plateau, which also stops the run when the rate falls below 1 % of its start"""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -82,6 +91,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "keep", "patience"):
             check_range(f"train.{name}", getattr(self, name), 1)
         for name in (
+            "batch_tokens",
+            "adam_eps",
             "lr",
             "weight_decay",
             "clip",
@@ -93,6 +104,8 @@ class TrainConfig:
         ):
             check_range(f"train.{name}", getattr(self, name), 0)
         check_range("train.momentum", self.momentum, 0, 1)
+        for name in ("beta1", "beta2"):
+            check_range(f"train.{name}", getattr(self, name), 0, 1 - 1e-9)
         check_range("train.seed", self.seed, 0, 2**63 - 1)
 
 
@@ -101,7 +114,7 @@ class Task:
     """What is trained: a model, its examples, and how a batch of them becomes a loss."""
 
     model: nn.Module
-    batches: BucketBatches
+    batches: BucketBatches | TokenBatches
     """over the training examples, for all processes together (rank 0 of 1): `train` shares each batch out"""
     loss: Callable[[list[int], torch.Generator], tuple[Tensor, int, int]]
     """(indices of examples, generator) -> (mean loss, number of terms in that mean, units read)"""
@@ -266,6 +279,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return config.lr * max(0.0, 1.0 - done)
     if config.decay == "cosine":
         return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    if config.decay == "inverse-sqrt":
+        return config.lr * math.sqrt(max(config.warmup, 1) / step)
     return config.lr
 
 
@@ -278,7 +293,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+    given = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(given, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps)
 
 
 def _seed(seed: int, step: int, rank: int, generator: torch.Generator) -> None:

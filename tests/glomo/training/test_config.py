@@ -23,6 +23,7 @@ from glomo.training.config import (
 )
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.transfer import TransferConfig
+from glomo.training.translation import TranslationConfig
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def test_shipped_recipes_are_valid_and_resolve_to_themselves(name, tmp_path):
 
     raw = read_recipe(name)
     assert raw["about"]
-    schema = {"pretrain": PretrainConfig, "transfer": TransferConfig}[raw["command"]]
+    schemas = {"pretrain": PretrainConfig, "transfer": TransferConfig, "translate": TranslationConfig}
+    schema = schemas[raw["command"]]
     config = load_recipe(name, {}, schema, raw["command"])
     resolved = recipe(tmp_path, dump_toml(to_dict(config)))
     again = load_recipe(resolved, {}, schema, raw["command"])

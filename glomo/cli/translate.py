@@ -1,0 +1,114 @@
+"""``glomo translate train RECIPE``, ``run FOLDER`` and ``eval FOLDER``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glomo.cli.recipe_command import run
+from glomo.errors import UserError
+from glomo.training.config import Text, convert, nearest, split_arguments
+
+USAGE = """usage: glomo translate train RECIPE [--out DIR] [--section.key value ...]
+       glomo translate run FOLDER [FILE] [--beam N] [--length-penalty X]
+       glomo translate eval FOLDER (--pairs FILE [--source COLUMN] [--target COLUMN] | --dataset NAME) [--split test]
+                                   [--swap] [--limit N] [--beam N] [--length-penalty X] [--out FILE]
+
+train  trains a translator as a recipe says
+run    translates the lines of a text file, or of what is typed, to the standard output
+eval   translates pairs and prints BLEU and chrF (sacrebleu); --out keeps the translations"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, use or judge a translator."""
+    commands = {"train": _train, "run": _run, "eval": _evaluate}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        raise UserError(f"there is no command translate {argv[0]!r}{nearest(argv[0], list(commands))}")
+    if argv[0] != "train" and {"-h", "--help"} & set(argv[1:]):
+        print(USAGE)
+        return 0
+    return commands[argv[0]](argv[1:])
+
+
+def _train(argv: Sequence[str]) -> int:
+    from glomo.training.translation import TranslationConfig, train_translation
+
+    return run(argv, "translate", TranslationConfig, train_translation, _summary)
+
+
+def _summary(row: dict[str, Any], out: Path) -> str:
+    valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
+    return f"step {row['step']}, loss {row['loss']:.4f}{valid}; the translator is in {out / 'final'}"
+
+
+def _options(argv: Sequence[str], known: Sequence[str], most: int) -> tuple[list[str], dict[str, str]]:
+    arguments = split_arguments(argv, flags=("swap",))
+    for name in arguments.options:
+        if name not in known:
+            raise UserError(f"unknown option --{name}{nearest(name, list(known), '--')}")
+    if not 1 <= len(arguments.positional) <= most:
+        raise UserError(
+            f"a folder is needed{' and at most one file' if most == 2 else ''}; see `glomo translate --help`"
+        )
+    return arguments.positional, arguments.options
+
+
+def _translator(folder: str, options: dict[str, str]) -> Any:
+    from glomo.training.translator import load_translator
+
+    translator = load_translator(folder)
+    method = translator.method
+    beam = convert(Text(options.get("beam", method.beam)), int, "--beam")
+    penalty = convert(Text(options.get("length_penalty", method.length_penalty)), float, "--length-penalty")
+    translator.method = dataclasses.replace(method, beam=beam, length_penalty=penalty)
+    return translator
+
+
+def _run(argv: Sequence[str]) -> int:
+    (folder, *file), options = _options(argv, ("beam", "length_penalty"), 2)
+    translator = _translator(folder, options)
+    if file:
+        from glomo.data import read_texts
+
+        lines = read_texts(file[0])
+    else:
+        lines = [line.strip() for line in sys.stdin]
+    for line in translator.translate(lines):
+        print(line)
+    return 0
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    known = ("pairs", "dataset", "split", "source", "target", "swap", "limit", "beam", "length_penalty", "out")
+    (folder,), options = _options(argv, known, 1)
+    if ("pairs" in options) == ("dataset" in options):
+        raise UserError("eval needs the pairs to judge by: --pairs FILE or --dataset NAME, one of them")
+    translator = _translator(folder, options)
+    if "pairs" in options:
+        from glomo.data import read_pairs
+
+        pairs = read_pairs(options["pairs"], options.get("source", "source"), options.get("target", "target"))
+    else:
+        from glomo.data import catalogue
+
+        pairs = catalogue.load_pairs(options["dataset"], options.get("split", "test"))
+    if "swap" in options:
+        pairs = [(b, a) for a, b in pairs]
+    limit = options.get("limit", str(len(pairs)))
+    if not limit.isdigit() or not int(limit):
+        raise UserError(f"--limit is {limit!r}; a number of pairs is needed")
+    pairs = pairs[:: max(1, len(pairs) // int(limit))][: int(limit)]
+    figures, found = translator.evaluate(pairs)
+    if "out" in options:
+        rows = [{"source": a, "target": b, "found": text} for (a, b), text in zip(pairs, found, strict=True)]
+        Path(options["out"]).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    for name, value in figures.items():
+        print(f"{name:<18}{value:,}" if isinstance(value, int) else f"{name:<18}{value}")
+    return 0

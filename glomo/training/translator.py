@@ -1,0 +1,130 @@
+"""A trained translator: out of its checkpoint, sentences in, sentences out, and its BLEU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glomo.data import Subwords, pad, vocabulary_from_dict
+from glomo.errors import UserError
+from glomo.nn.decoding import beam_search, greedy
+from glomo.nn.rnn import RNNConfig, RNNTranslator
+from glomo.nn.transformer import Transformer
+from glomo.nn.transformer_config import TransformerConfig
+from glomo.training import checkpoint
+from glomo.training.translation import Method, Pairs
+
+BATCH = 64  # sentences that are searched for together, of similar length
+
+
+@dataclass
+class Translator:
+    """A model with its vocabulary and its way of searching."""
+
+    model: Transformer | RNNTranslator
+    vocabulary: Subwords
+    method: Method
+    max_length: int
+    """the longest source it takes, in units"""
+
+    @torch.no_grad()
+    def translate(self, sentences: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
+        """One translation a sentence; an empty sentence stays empty.
+
+        Raises UserError for a sentence with more units than the model takes.
+        """
+        self.model.eval().to(device)
+        encoded = [self.vocabulary.encode(sentence) for sentence in sentences]
+        for number, units in enumerate(encoded, 1):
+            if len(units) > self.max_length:
+                raise UserError(f"sentence {number} has {len(units)} units; the model takes {self.max_length} at most")
+        results = [""] * len(encoded)
+        order = sorted((i for i, units in enumerate(encoded) if units), key=lambda i: len(encoded[i]))
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            source, lengths = pad([encoded[i] for i in part])
+            for i, units in zip(part, self._search(source.to(device), lengths.to(device)), strict=True):
+                results[i] = self.vocabulary.decode(units)
+        return results
+
+    def _search(self, source: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+        state, end, method = self.model.start(source, lengths), self.model.end, self.method
+        longest = min(source.size(1) + 50, self.max_length)
+        if method.beam == 1:
+            return greedy(state, len(source), end, longest, source.device)
+        beam, penalty = method.beam, method.length_penalty
+        return beam_search(state, len(source), end, longest, beam, penalty, source.device)
+
+    def evaluate(self, pairs: Pairs, device: torch.device | str = "cpu") -> tuple[dict[str, Any], list[str]]:
+        """(figures, translations): BLEU and chrF of sacrebleu with its signature, sentences, target units a second."""
+        try:
+            import sacrebleu
+        except ImportError:
+            raise UserError(
+                "BLEU needs the package 'sacrebleu', which is not installed; pip install sacrebleu"
+            ) from None
+        begun = time.perf_counter()
+        found = self.translate([source for source, _ in pairs], device)
+        seconds = time.perf_counter() - begun
+        units = sum(len(self.vocabulary.encode(text)) + 1 for text in found)
+        bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()
+        # a source with several translations is one sentence with several references
+        references: dict[str, list[str]] = {}
+        for source, target in pairs:
+            references.setdefault(source, []).append(target)
+        first = {source: text for (source, _), text in reversed(list(zip(pairs, found, strict=True)))}
+        most = max(map(len, references.values()))
+        columns: Any = [[r[n] if n < len(r) else None for r in references.values()] for n in range(most)]
+        hypotheses = [first[source] for source in references]
+        figures = {
+            "bleu": round(bleu.corpus_score(hypotheses, columns).score, 2),
+            "chrf": round(chrf.corpus_score(hypotheses, columns).score, 2),
+            "sentences": len(references),
+            "units_per_second": round(units / max(seconds, 1e-9), 1),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "signature": str(bleu.get_signature()),
+        }
+        return figures, found
+
+
+def load_translator(path: str | Path) -> Translator:
+    """The translator in a checkpoint folder, or in a run folder (its ``final/`` if there is one, else its ``best/``).
+
+    Raises UserError when the folder is missing, damaged, or holds no translator, and when its vocabulary is not the one
+    that the model was trained with.
+    """
+    folder = Path(path)
+    inside = [folder / name for name in ("final", "best") if (folder / name / checkpoint.META).is_file()]
+    if inside and not (folder / checkpoint.META).exists():
+        folder = inside[0]
+    found = checkpoint.load(folder)
+    if found.meta.get("kind") != "translation":
+        raise UserError(f"{folder} holds no translator but a checkpoint of the kind {found.meta.get('kind')!r}")
+    try:
+        vocabulary, settings = vocabulary_from_dict(found.meta["vocabulary"]), found.meta["model"]
+        if not isinstance(vocabulary, Subwords) or vocabulary.fingerprint != found.meta["vocabulary_fingerprint"]:
+            raise UserError(
+                f"the vocabulary is {vocabulary.fingerprint[:12]} of {len(vocabulary)} units, but the model was "
+                f"trained with {found.meta['vocabulary_fingerprint'][:12]} of {settings['vocab_size']} units"
+            )
+        method, longest = Method(**found.meta["method"]), int(found.meta["config"]["data"]["max_length"])
+        model: Transformer | RNNTranslator
+        if method.model == "transformer":
+            config = TransformerConfig.from_dict(settings)
+            model, longest = Transformer(config), config.max_length - 1
+        else:
+            model = RNNTranslator(RNNConfig(**settings))
+        model.load_state_dict(found.weights)
+        return Translator(model, vocabulary, method, longest)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} is damaged and describes no translator ({type(error).__name__}: {str(error)[:200]}); use "
+            "another checkpoint, or train again"
+        ) from None
