@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import glomo
@@ -26,6 +27,28 @@ def test_the_op_in_a_model():
     assert model.bias.grad.shape == (4, 1, 1)
 
 
+def test_the_module_in_the_place_of_pytorchs():
+    names = {}
+    exec(snippets()[1], names)
+    x = torch.randn(2, 5, 64)
+    plain = torch.nn.TransformerEncoderLayer(64, 4, batch_first=True).eval()
+    state = {name: value for name, value in names["layer"].state_dict().items()}
+    plain.load_state_dict(state)
+    torch.testing.assert_close(names["layer"](x), plain(x))
+
+
+def test_the_patch_and_hugging_face():
+    names = {"glomo": glomo, "model": torch.nn.MultiheadAttention(8, 2), "batch": torch.randn(3, 1, 8)}
+    exec(snippets()[2].replace("model(batch)", "model(batch, batch, batch, need_weights=False)"), names)
+    assert sum(names["patch"].calls.values()) == 1
+    pytest.importorskip("transformers", minversion="5", reason="transformers 5 is not installed")
+    exec(snippets()[3], names)
+    tokens = torch.randint(5, 90, (2, 6))
+    ours = names["bert"].eval()(tokens).last_hidden_state
+    names["bert"].set_attn_implementation("sdpa")
+    torch.testing.assert_close(ours, names["bert"](tokens).last_hidden_state)
+
+
 def test_the_transfer_example(tmp_path, monkeypatch):
     texts = ["the cat sat", "on the mat it sat"]
     vocabulary = Vocabulary.build(texts, 20)
@@ -34,7 +57,7 @@ def test_the_transfer_example(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "runs" / "graph" / "final", GLoMo(config).state_dict(), {}, meta)
     monkeypatch.chdir(tmp_path)
     names = {"glomo": glomo, "texts": texts, "features": torch.randn(2, 5, 50)}
-    exec(snippets()[1], names)
+    exec(snippets()[4], names)
     assert names["y"].shape == (2, 5, 50)
 
 
