@@ -32,8 +32,7 @@ def test_the_module_in_the_place_of_pytorchs():
     exec(snippets()[1], names)
     x = torch.randn(2, 5, 64)
     plain = torch.nn.TransformerEncoderLayer(64, 4, batch_first=True).eval()
-    state = {name: value for name, value in names["layer"].state_dict().items()}
-    plain.load_state_dict(state)
+    plain.load_state_dict(names["layer"].state_dict())
     torch.testing.assert_close(names["layer"](x), plain(x))
 
 
