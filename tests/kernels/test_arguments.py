@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import glomo
+from glomo.kernels.backend import OPS
 from parity import random
 
 
@@ -72,6 +73,6 @@ def test_attention(change, error, words):
 
 
 def test_help_reads_well():
-    for name in glomo.__all__:
-        doc = getattr(glomo, name).__doc__ if callable(getattr(glomo, name)) else "Args: Returns: Raises:"
+    for name in OPS:
+        doc = getattr(glomo, name).__doc__
         assert all(section in doc for section in ("Args:", "Returns:", "Raises:")), name
