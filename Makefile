@@ -16,9 +16,6 @@ INTERPRETED := $(addprefix kernels/, test_relu2_attention.py test_relu2_affinity
 	test_graph_mix.py test_varlen.py test_compile.py triton) glomo/nn/test_attention.py \
 	glomo/integrations/test_sdpa.py
 
-# In a process of its own: after transformers' models, torch.compile has crashed in a garbage collection (not understood).
-ALONE := tests/glomo/integrations/test_transformers.py
-
 SANITIZED := cpu relu2_attention relu2_affinity attention graph_mix varlen
 # What cannot run there: it needs terabytes of addresses, or looks at the machine code.
 NOT_SANITIZED := not 32_bits and not belong and not linear
@@ -37,9 +34,8 @@ demo: setup
 	$(BIN)/glomo demo
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(ARGS),$(ARGS),--ignore=$(ALONE))
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 ifndef ARGS
-	$(BIN)/python -m pytest $(ALONE)
 	TRITON_INTERPRET=1 GLOMO_BACKEND=triton $(BIN)/python -m pytest -n $(JOBS) --dist worksteal \
 		$(INTERPRETED:%=tests/%)
 endif

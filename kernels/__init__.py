@@ -1,12 +1,16 @@
-"""Fused ops, each with a plain-PyTorch reference that defines it. Every op is also importable as `glomo.<name>`."""
+"""Fused ops, each with a plain-PyTorch reference that defines it. Every op is also importable as `glomo.<name>`.
 
-from .arguments import EPS
-from .attention import attention, attention_varlen
-from .backend import BACKENDS, explain, use_backend
-from .graph_mix import graph_mix
-from .relu2_affinity import relu2_affinity
-from .relu2_attention import relu2_attention, relu2_attention_varlen
-from .relu2_graph_mix import relu2_graph_mix
+In the project's root this folder can also be imported as `kernels`, and transformers does so, in search of Hugging
+Face's package of that name: absolute imports make that another name for the same ops, not a second registration.
+"""
+
+from glomo.kernels.arguments import EPS
+from glomo.kernels.attention import attention, attention_varlen
+from glomo.kernels.backend import BACKENDS, explain, use_backend
+from glomo.kernels.graph_mix import graph_mix
+from glomo.kernels.relu2_affinity import relu2_affinity
+from glomo.kernels.relu2_attention import relu2_attention, relu2_attention_varlen
+from glomo.kernels.relu2_graph_mix import relu2_graph_mix
 
 __all__ = [
     "BACKENDS",

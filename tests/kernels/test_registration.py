@@ -1,7 +1,12 @@
 """Ops are called directly where nobody watches, and through PyTorch's dispatcher where somebody does."""
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from torch._library import custom_ops
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -164,3 +169,13 @@ def test_a_function_mode_sees_the_op(direct):
     with torch.device("cpu"):  # a default device is such a mode, too, and concerns new tensors only
         call(random(2, 5, 4))
     assert direct == [False, True]
+
+
+def test_the_folders_own_name_is_another_name_for_the_same_ops(monkeypatch):
+    """transformers imports it, in the root. A second registration would free what the first ops point to."""
+    monkeypatch.syspath_prepend(Path(glomo.__file__).parents[1])
+    before = torch.ops.glomo.attention_cpu.default
+    kernels = importlib.import_module("kernels")
+    assert kernels.attention is glomo.kernels.attention
+    assert custom_ops.OPDEFS["glomo::attention_cpu"]._opoverload is before
+    assert not [name for name in sys.modules if name.startswith("kernels.")]
