@@ -80,7 +80,7 @@ def _run(argv: Sequence[str]) -> int:
         lines = read_texts(file[0])
     else:
         lines = [line.strip() for line in sys.stdin]
-    for line in translator.translate(lines):
+    for line in translator.translate(lines, progress=bool(file)):
         print(line)
     return 0
 
@@ -105,7 +105,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     if not limit.isdigit() or not int(limit):
         raise UserError(f"--limit is {limit!r}; a number of pairs is needed")
     pairs = pairs[:: max(1, len(pairs) // int(limit))][: int(limit)]
-    figures, found = translator.evaluate(pairs)
+    figures, found = translator.evaluate(pairs, progress=True)
     if "out" in options:
         rows = [{"source": a, "target": b, "found": text} for (a, b), text in zip(pairs, found, strict=True)]
         Path(options["out"]).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

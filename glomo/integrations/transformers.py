@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glomo.nn.attention import attend
 
 NAMES = ("glomo", "glomo_relu2")
+NEEDED = 'glomo.integrations.transformers needs transformers 5 (pip install "transformers>=5")'
 
 
 def register() -> None:
@@ -27,15 +28,14 @@ def register() -> None:
         ImportError: transformers is not installed, or older than version 5.
     """
     try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import bidirectional_mask_function as _  # noqa: F401
+        import transformers
     except ImportError as error:
-        raise ImportError(
-            'glomo.integrations.transformers needs transformers 5: pip install "transformers>=5"'
-        ) from error
+        raise ImportError(f"{NEEDED}, and none is installed") from error
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        raise ImportError(f"{NEEDED}, and this is {transformers.__version__}")
     for name in NAMES:
-        AttentionInterface.register(name, _forward(relu2=name == "glomo_relu2"))
-        AttentionMaskInterface.register(name, padding_or_full_mask)
+        transformers.AttentionInterface.register(name, _forward(relu2=name == "glomo_relu2"))
+        transformers.AttentionMaskInterface.register(name, padding_or_full_mask)
 
 
 def padding_or_full_mask(

@@ -65,46 +65,42 @@ def beam_search(
         raise UserError(f"a beam of {beam} keeps no sequence; at least 1 is needed")
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(batch)]
     tokens = torch.full((batch,), end, dtype=torch.int64, device=device)
-    log_probabilities = state.step(tokens)
+    log_probabilities = state.step(tokens).repeat_interleave(beam, 0)
     size = log_probabilities.size(-1)
-    width = min(beam, size)
+    first_row = torch.arange(batch, device=device)[:, None] * beam
     state.select(torch.arange(batch, device=device).repeat_interleave(beam))
     scores = torch.full((batch, beam), float("-inf"), device=device)
-    scores[:, 0] = 0.0
-    log_probabilities = log_probabilities.repeat_interleave(beam, 0)
+    scores[:, 0] = 0.0  # all sequences of a sentence begin equal: one of them stands for the others
     history = torch.empty(batch, beam, 0, dtype=torch.int64, device=device)
-    penalty = lambda length: ((5 + length) / 6) ** length_penalty  # noqa: E731
     for length in range(1, max_length + 1):
         candidates = (scores[:, :, None] + log_probabilities.view(batch, beam, size)).flatten(1)
         best, index = candidates.topk(min(2 * beam, candidates.size(1)), dim=1)
         parents, units = index // size, index % size
         ended = units == end
-        for row, place in (ended[:, :width] & best[:, :width].isfinite()).nonzero().tolist():
+        for row, place in (ended[:, :beam] & best[:, :beam].isfinite()).nonzero().tolist():
             sequence = history[row, parents[row, place]].tolist()
-            finished[row].append((float(best[row, place]) / penalty(length), sequence))
-        going_on = best.masked_fill(ended, float("-inf"))
-        scores, order = going_on.topk(min(beam, going_on.size(1)), dim=1)
+            finished[row].append((float(best[row, place]) / _penalty(length, length_penalty), sequence))
+        scores, order = best.masked_fill(ended, float("-inf")).topk(beam, dim=1)
         parents, units = parents.gather(1, order), units.gather(1, order)
         history = torch.cat([history.gather(1, parents[..., None].expand(-1, -1, length - 1)), units[..., None]], -1)
+        most = _penalty(max_length, length_penalty)  # log-probabilities only fall: no score can rise above this
+        chances = [score / most for score in scores[:, 0].tolist()]
         if length == max_length or all(
-            map(_settled, finished, scores[:, 0].tolist(), [beam] * batch, [penalty(max_length)] * batch)
+            len(found) >= beam and chance <= max(found)[0] for found, chance in zip(finished, chances, strict=True)
         ):
             break
-        state.select((torch.arange(batch, device=device)[:, None] * beam + parents).flatten())
+        state.select((first_row + parents).flatten())
         log_probabilities = state.step(units.flatten())
-    for row in range(batch):
-        if not finished[row] or length == max_length:
-            finished[row] += [
-                (float(score) / penalty(length + 1), sequence)
+    unfinished = _penalty(max_length + 1, length_penalty)
+    for row, found in enumerate(finished):
+        if not found or history.size(-1) == max_length:
+            found += [
+                (score / unfinished, sequence)
                 for score, sequence in zip(scores[row].tolist(), history[row].tolist(), strict=True)
                 if score > float("-inf")
             ]
     return [max(found)[1] if found else [] for found in finished]
 
 
-def _settled(found: list[tuple[float, list[int]]], best: float, beam: int, penalty: float) -> bool:
-    """Whether enough sequences have ended and no other can overtake them: log-probabilities only fall, and no longer
-    sequence than the longest can gain more by the penalty."""
-    if len(found) < beam:
-        return False
-    return best / penalty <= max(score for score, _ in found)
+def _penalty(length: int, length_penalty: float) -> float:
+    return ((5 + length) / 6) ** length_penalty

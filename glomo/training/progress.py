@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -15,7 +18,7 @@ class Progress:
 
     def __init__(self, title: str, start: int, steps: int, seconds: float) -> None:
         self.title, self.start, self.steps, self.seconds = title, start, steps, seconds
-        self._bar: Any = _bar(title, start, steps) if seconds and sys.stderr.isatty() else None
+        self._bar: Any = _bar(title, steps, "step", start) if seconds else None
         self._began = self._shown = time.monotonic()
         self._units = 0
 
@@ -51,12 +54,25 @@ class Progress:
             self._bar.close()
 
 
-def _bar(title: str, start: int, steps: int) -> Any:
+def track(items: Sequence[T], title: str, unit: str) -> Iterator[T]:
+    """The items, with a bar on a terminal."""
+    bar = _bar(title, len(items), unit)
+    for item in items:
+        yield item
+        if bar is not None:
+            bar.update(1)
+    if bar is not None:
+        bar.close()
+
+
+def _bar(title: str, total: int, unit: str, start: int = 0) -> Any:
+    if not sys.stderr.isatty():
+        return None
     try:
         from tqdm import tqdm
     except ImportError:  # plain lines do as well
         return None
-    return tqdm(desc=title, initial=start, total=steps, unit="step", dynamic_ncols=True)
+    return tqdm(desc=title, initial=start, total=total, unit=unit, dynamic_ncols=True)
 
 
 def _short(number: float) -> str:

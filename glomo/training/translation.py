@@ -112,11 +112,9 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
         raise UserError(f"method.average is {config.method.average}, but train.keep keeps only {config.train.keep}")
     training, validation = load_pairs(config.data)
     vocabulary = Subwords.train((side for pair in training for side in pair), config.data.vocab_size)
-    encode = lambda pairs: [(vocabulary.encode(a), vocabulary.encode(b)) for a, b in pairs]  # noqa: E731
-    fitting = [pair for pair in encode(training) if 0 < max(map(len, pair)) <= config.data.max_length]
+    fitting, held = (_encoded(pairs, vocabulary, config.data.max_length) for pairs in (training, validation))
     if not fitting:
         raise UserError(f"no training pair has at most data.max_length = {config.data.max_length} units a side")
-    held = [pair for pair in encode(validation) if max(map(len, pair)) <= config.data.max_length]
 
     world = set_up(config.train)
     model, settings = make_model(config, len(vocabulary))
@@ -144,8 +142,9 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config)) as folder:
-        if folder and (left := len(training) - len(fitting)):
-            print(f"{left} of {len(training)} pairs are longer than data.max_length and left out", flush=True)
+        if len(fitting) < len(training):
+            left = f"{len(training) - len(fitting):,} of {len(training):,} pairs"
+            print(f"{left} are left out: longer than data.max_length, or without a unit", flush=True)
         row = train(task, config.train, folder, world)
         newest = checkpoint.step_folders(folder.checkpoints)[-config.method.average :]
         if config.method.average > 1:
@@ -192,6 +191,12 @@ def validation_loss(model: Transformer | RNNTranslator, pairs: list[Ids], device
 
 def _held_out(source: str) -> bool:
     return hashlib.sha256(source.lower().encode("utf-8", "surrogatepass")).digest()[0] % 64 == 1
+
+
+def _encoded(pairs: Pairs, vocabulary: Subwords, max_length: int) -> list[Ids]:
+    """Both sides as units, without pairs that are too long or empty."""
+    ids = ((vocabulary.encode(source), vocabulary.encode(target)) for source, target in pairs)
+    return [pair for pair in ids if min(map(len, pair)) > 0 and max(map(len, pair)) <= max_length]
 
 
 def _swapped(pairs: Pairs) -> Pairs:

@@ -17,6 +17,7 @@ from glomo.nn.rnn import RNNConfig, RNNTranslator
 from glomo.nn.transformer import Transformer
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
+from glomo.training.progress import track
 from glomo.training.translation import Method, Pairs
 
 BATCH = 64  # sentences that are searched for together, of similar length
@@ -33,8 +34,10 @@ class Translator:
     """the longest source it takes, in units"""
 
     @torch.no_grad()
-    def translate(self, sentences: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
-        """One translation a sentence; an empty sentence stays empty.
+    def translate(
+        self, sentences: Sequence[str], device: torch.device | str = "cpu", progress: bool = False
+    ) -> list[str]:
+        """One translation a sentence; an empty sentence stays empty. progress: a bar on a terminal.
 
         Raises UserError for a sentence with more units than the model takes.
         """
@@ -45,8 +48,8 @@ class Translator:
                 raise UserError(f"sentence {number} has {len(units)} units; the model takes {self.max_length} at most")
         results = [""] * len(encoded)
         order = sorted((i for i, units in enumerate(encoded) if units), key=lambda i: len(encoded[i]))
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
+        parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        for part in track(parts, "translate", "batch") if progress else parts:
             source, lengths = pad([encoded[i] for i in part])
             for i, units in zip(part, self._search(source.to(device), lengths.to(device)), strict=True):
                 results[i] = self.vocabulary.decode(units)
@@ -60,7 +63,9 @@ class Translator:
         beam, penalty = method.beam, method.length_penalty
         return beam_search(state, len(source), end, longest, beam, penalty, source.device)
 
-    def evaluate(self, pairs: Pairs, device: torch.device | str = "cpu") -> tuple[dict[str, Any], list[str]]:
+    def evaluate(
+        self, pairs: Pairs, device: torch.device | str = "cpu", progress: bool = False
+    ) -> tuple[dict[str, Any], list[str]]:
         """(figures, translations): BLEU and chrF of sacrebleu with its signature, sentences, target units a second."""
         try:
             import sacrebleu
@@ -68,19 +73,18 @@ class Translator:
             raise UserError(
                 "BLEU needs the package 'sacrebleu', which is not installed; pip install sacrebleu"
             ) from None
-        begun = time.perf_counter()
-        found = self.translate([source for source, _ in pairs], device)
-        seconds = time.perf_counter() - begun
-        units = sum(len(self.vocabulary.encode(text)) + 1 for text in found)
-        bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()
         # a source with several translations is one sentence with several references
         references: dict[str, list[str]] = {}
         for source, target in pairs:
             references.setdefault(source, []).append(target)
-        first = {source: text for (source, _), text in reversed(list(zip(pairs, found, strict=True)))}
+        begun = time.perf_counter()
+        found = dict(zip(references, self.translate(list(references), device, progress), strict=True))
+        seconds = time.perf_counter() - begun
+        units = sum(len(self.vocabulary.encode(text)) + 1 for text in found.values())
+        bleu, chrf = sacrebleu.metrics.BLEU(), sacrebleu.metrics.CHRF()
+        hypotheses = list(found.values())
         most = max(map(len, references.values()))
         columns: Any = [[r[n] if n < len(r) else None for r in references.values()] for n in range(most)]
-        hypotheses = [first[source] for source in references]
         figures = {
             "bleu": round(bleu.corpus_score(hypotheses, columns).score, 2),
             "chrf": round(chrf.corpus_score(hypotheses, columns).score, 2),
@@ -89,7 +93,7 @@ class Translator:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "signature": str(bleu.get_signature()),
         }
-        return figures, found
+        return figures, [found[source] for source, _ in pairs]
 
 
 def load_translator(path: str | Path) -> Translator:

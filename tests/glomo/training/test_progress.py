@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from glomo.training.progress import Progress, _clock, _short
+from glomo.training.progress import Progress, _clock, _short, track
 
 
 def report(seconds):
@@ -31,19 +31,29 @@ def test_silence(capsys):
     assert capsys.readouterr().err == ""
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
     pytest.importorskip("tqdm")
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     report(10)
     assert "job: going on" in terminal.getvalue()
     assert "4/4" in terminal.getvalue()
     assert "loss 1.500" in terminal.getvalue()
+
+
+def test_items_with_a_bar(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    assert list(track("abc", "job", "letter")) == ["a", "b", "c"]
+    assert capsys.readouterr().err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert list(track("abc", "job", "letter")) == ["a", "b", "c"]
+    assert "job: 100%" in terminal.getvalue()
 
 
 def test_numbers_to_read():
