@@ -47,6 +47,8 @@ class patch_sdpa(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self._multi_head_attention(*args, **kwargs)
+        if func is Tensor.unflatten:  # torch.compile cannot trace PyTorch's own wrapper of it within a mode
+            return args[0].unflatten(*args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -41,6 +41,10 @@ def attend(
     return cast(Tensor, relu2_attention(query, key, value, affinity_bias, mask, scale=scale, **options))
 
 
+def _hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Sees a call and changes nothing."""
+
+
 class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`, argument for argument and weight for weight, computed by :func:`glomo.attention`
     or, with ``activation="relu2"``, by :func:`glomo.relu2_attention`.
@@ -97,12 +101,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         self.activation = activation
         bias_of_heads = torch.ones(num_heads, 1, 1, device=device, dtype=dtype)
         self.affinity_bias = nn.Parameter(bias_of_heads) if activation == "relu2" else None
-
-    def _reset_parameters(self) -> None:
-        self._qkv_same_embed_dim = self.in_proj_weight is not None
-        super()._reset_parameters()
-        # PyTorch's layers ask for it, and where it is True they call a fused layer of their own instead of this module
-        self._qkv_same_embed_dim = False
+        # In evaluation PyTorch's layers go past their modules to a fused layer of their own, unless one has a hook.
+        self.register_forward_pre_hook(_hook)
 
     def forward(
         self,
@@ -132,12 +132,16 @@ class MultiheadAttention(nn.MultiheadAttention):
             without the batch where there is none.
         """
         if query.is_nested:
-            alone = query is key and key is value and not need_weights
-            return self._nested(query, alone and key_padding_mask is None and attn_mask is None), None
+            alone = query is key and key is value and key_padding_mask is None and attn_mask is None
+            if not alone or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
+                raise ValueError(
+                    "A nested query must be key and value as well, without masks, add_bias_kv and add_zero_attn."
+                )
+            return self._nested_with_weights(query, average_attn_weights) if need_weights else self._nested(query)
         batched = query.dim() == 3
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         packed = self._project(query, key, value)
-        heads = (x.unflatten(-1, (self.num_heads, -1)) for x in packed)
+        heads = (x.view(*x.shape[:-1], self.num_heads, -1) for x in packed)
         if not batched:
             q, k, v = (x.transpose(0, 1)[None] for x in heads)
         elif self.batch_first:
@@ -268,12 +272,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         dead = (scores == float("-inf")).all(-1, keepdim=True)
         return scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
 
-    def _nested(self, query: Tensor, alone: bool) -> Tensor:
+    def _nested(self, query: Tensor) -> tuple[Tensor, None]:
         """Self-attention of a nested tensor (B, ragged, embed_dim), which PyTorch's encoder makes of a padded batch."""
-        if not alone or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
-            raise ValueError(
-                "A nested query must be key and value as well, without masks, weights, add_bias_kv, add_zero_attn."
-            )
         sequences = query.unbind()
         lengths = [len(x) for x in sequences]
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(query.device)
@@ -287,4 +287,16 @@ class MultiheadAttention(nn.MultiheadAttention):
             bias, scale = self.affinity_bias.flatten(), q.size(-1) ** -0.5
             heads = relu2_attention_varlen(q, k, v, *where, bias, dropout_p=dropout_p, scale=scale)
         out = self.out_proj(cast(Tensor, heads).flatten(-2))
-        return torch.nested.as_nested_tensor(list(out.split(lengths)), layout=query.layout)
+        return torch.nested.as_nested_tensor(list(out.split(lengths)), layout=query.layout), None
+
+    def _nested_with_weights(self, query: Tensor, average: bool) -> tuple[Tensor, Tensor]:
+        """The same by way of a padded batch; weights (B, S, S) or (B, num_heads, S, S) are 0 behind a sequence."""
+        lengths = [len(x) for x in query.unbind()]
+        x = query.to_padded_tensor(0.0)
+        behind = torch.arange(x.size(1), device=x.device) >= torch.tensor(lengths, device=x.device)[:, None]
+        x = x if self.batch_first else x.transpose(0, 1)
+        out, weights = self.forward(x, x, x, behind, average_attn_weights=average)
+        sequences = [y[:length] for y, length in zip(out if self.batch_first else out.transpose(0, 1), lengths, strict=True)]
+        hidden = behind[:, :, None] if average else behind[:, None, :, None]
+        nested = torch.nested.as_nested_tensor(sequences, layout=query.layout)
+        return nested, cast(Tensor, weights).masked_fill(hidden, 0.0)

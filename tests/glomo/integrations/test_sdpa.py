@@ -105,6 +105,17 @@ def test_under_compile():
     assert "glomo.attention_" in graphs[0]
 
 
+def test_unflatten_under_compile():
+    """PyTorch's own wrapper of this one method is beyond Dynamo wherever a mode is on."""
+    compiled = torch.compile(
+        lambda x: x.unflatten(-1, (2, -1)) + x.unflatten(dim=0, sizes=(-1, 3)).sum(), fullgraph=True, backend="eager"
+    )
+    x = torch.randn(3, 8)
+    with glomo.patch_sdpa():
+        out = compiled(x)
+    torch.testing.assert_close(out, x.view(3, 2, 4) + x.sum())
+
+
 def test_other_threads_are_left_alone():
     query, outs = torch.randn(1, 2, 3, 8), []
     with glomo.patch_sdpa() as patch:

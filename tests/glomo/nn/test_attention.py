@@ -178,6 +178,19 @@ def test_runs_inside_of_pytorchs_encoder_without_gradients(activation, nested):
             torch.testing.assert_close(out[~padding], ours(x, src_key_padding_mask=padding)[~padding])
 
 
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_weights_of_a_nested_tensor(average, batch_first):
+    theirs, ours = pair(batch_first=True)
+    ours.batch_first = batch_first
+    x = torch.nested.nested_tensor([torch.randn(4, WIDTH), torch.randn(2, WIDTH)])
+    with torch.no_grad():  # PyTorch's own has nested tensors on its fused path alone
+        expected, weights = theirs.eval()(x, x, x, average_attn_weights=average)
+    out, found = ours(x, x, x, average_attn_weights=average)
+    torch.testing.assert_close(found, weights)
+    torch.testing.assert_close(out.to_padded_tensor(0.0), expected.to_padded_tensor(0.0))
+
+
 def test_what_pytorchs_module_can_do_otherwise():
     dtype = widest(IMPLEMENTATIONS[-1])
     ours = MultiheadAttention(WIDTH, HEADS, batch_first=True, dtype=dtype)
