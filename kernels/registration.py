@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 from torch.utils._device import DeviceContext
 
 from .arguments import accumulator_dtype, without_autocast
@@ -48,21 +49,30 @@ def differentiable_op(
     schema = torch.library.infer_schema(forward, mutates_args=())
     arguments, returns = schema[1:].rsplit(") -> ", 1)
     op = torch.library.custom_op(f"glomo::{name}", plain_forward, mutates_args=(), schema=schema)
-    backward_op = torch.library.custom_op(
-        f"glomo::{name}_backward",
-        plain_backward,
-        mutates_args=(),
-        schema=f"(Tensor[] grad_outputs, Tensor[] outputs, {arguments}, *, bool[] needs) -> Tensor[]",
-    )
     names = list(inspect.signature(forward).parameters)
     positions = [names.index(n) for n in differentiable]
     num_outputs = returns.count("Tensor")
+    num_grads = num_outputs - saved_outputs
 
-    def fake_backward(grad_outputs, outputs, *inputs, needs):
-        return [
-            torch.empty_like(inputs[p], memory_format=torch.contiguous_format) if need else outputs[0].new_empty(0)
+    # no lists of tensors: PyTorch's rule for a batch of gradients (is_grads_batched) cannot take them
+    def listed_backward(*tensors, needs):
+        grads, rest = list(tensors[:num_grads]), tensors[num_grads:]
+        return tuple(plain_backward(grads, list(rest[:num_outputs]), *rest[num_outputs:], needs=needs))
+
+    def fake_backward(*tensors, needs):
+        inputs = tensors[num_grads + num_outputs :]
+        return tuple(
+            torch.empty_like(inputs[p], memory_format=torch.contiguous_format) if need else tensors[0].new_empty(0)
             for p, need in zip(positions, needs, strict=True)
-        ]
+        )
+
+    before = [f"Tensor grad_{n}" for n in range(num_grads)] + [f"Tensor output_{n}" for n in range(num_outputs)]
+    backward_op = torch.library.custom_op(
+        f"glomo::{name}_backward",
+        listed_backward,
+        mutates_args=(),
+        schema=f"({', '.join(before)}, {arguments}, *, bool[] needs) -> ({', '.join(['Tensor'] * len(positions))})",
+    )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if num_outputs > 1 else (output,)
@@ -86,7 +96,10 @@ def differentiable_op(
             direct = not torch.is_grad_enabled() and _is_plain((*grads, *saved))
             if not direct:
                 _refuse_transforms(name, (*grads, *saved))
-        gradients = (plain_backward if direct else backward_op)(grads, outputs, *inputs, needs=needs)
+        if direct:
+            gradients = plain_backward(grads, outputs, *inputs, needs=needs)
+        else:
+            gradients = backward_op(*grads, *outputs, *inputs, needs=needs)
         result: list[Tensor | None] = [None] * len(inputs)
         for position, need, gradient in zip(positions, needs, gradients, strict=True):
             if need:
@@ -108,6 +121,8 @@ def differentiable_op(
     op.register_autograd(autograd_backward, setup_context=setup_context)
     backward_op.register_fake(fake_backward)
     backward_op.register_autograd(no_double_backward)
+    for each in (op, backward_op):
+        each.register_vmap(_slice_by_slice(each))
 
     # the same gradient without the dispatcher; autograd calls the node by the name of the class
     methods = dict(forward=staticmethod(autograd_forward), backward=staticmethod(autograd_backward))
@@ -124,6 +139,30 @@ def differentiable_op(
         return op(*inputs)
 
     return call
+
+
+def _slice_by_slice(op: Op) -> Op:
+    """A rule for torch.vmap, and for batches of gradients: op once a slice. Batch dimensions are the fast way."""
+
+    def rule(info: Any, in_dims: Any, *inputs: Any, **options: Any) -> tuple[Any, Any]:
+        if not info.batch_size:
+            raise ValueError("torch.vmap over no slices says nothing of the result's shape: give it one slice or more.")
+        leaves, structure = pytree.tree_flatten(inputs)
+        dims = pytree.tree_leaves(in_dims)
+        slices = [
+            op(
+                *pytree.tree_unflatten(
+                    [x if dim is None else x.select(dim, n) for x, dim in zip(leaves, dims, strict=True)], structure
+                ),
+                **options,
+            )
+            for n in range(info.batch_size)
+        ]
+        if isinstance(slices[0], Tensor):
+            return torch.stack(slices), 0
+        return (found := [torch.stack(parts) for parts in zip(*slices, strict=True)]), [0] * len(found)
+
+    return rule
 
 
 def _key_set(*names: str) -> Any:

@@ -141,7 +141,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         batched = query.dim() == 3
         self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
         packed = self._project(query, key, value)
-        heads = (x.view(*x.shape[:-1], self.num_heads, -1) for x in packed)
+        heads = (x.view(*x.shape[:-1], self.num_heads, self.head_dim) for x in packed)
         if not batched:
             q, k, v = (x.transpose(0, 1)[None] for x in heads)
         elif self.batch_first:
@@ -275,10 +275,12 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _nested(self, query: Tensor) -> tuple[Tensor, None]:
         """Self-attention of a nested tensor (B, ragged, embed_dim), which PyTorch's encoder makes of a padded batch."""
         sequences = query.unbind()
+        if not sequences:
+            return query, None
         lengths = [len(x) for x in sequences]
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(query.device)
         packed = F.linear(torch.cat(sequences), self.in_proj_weight, self.in_proj_bias)
-        q, k, v = packed.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        q, k, v = packed.view(-1, 3, self.num_heads, self.head_dim).unbind(-3)
         where = (ends, ends, max(lengths), max(lengths))
         dropout_p = self.dropout if self.training else 0.0
         if self.affinity_bias is None:
@@ -296,7 +298,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         behind = torch.arange(x.size(1), device=x.device) >= torch.tensor(lengths, device=x.device)[:, None]
         x = x if self.batch_first else x.transpose(0, 1)
         out, weights = self.forward(x, x, x, behind, average_attn_weights=average)
-        sequences = [y[:length] for y, length in zip(out if self.batch_first else out.transpose(0, 1), lengths, strict=True)]
+        out = out if self.batch_first else out.transpose(0, 1)
+        sequences = [y[:length] for y, length in zip(out, lengths, strict=True)]
         hidden = behind[:, :, None] if average else behind[:, None, :, None]
         nested = torch.nested.as_nested_tensor(sequences, layout=query.layout)
         return nested, cast(Tensor, weights).masked_fill(hidden, 0.0)

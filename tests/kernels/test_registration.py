@@ -171,6 +171,42 @@ def test_a_function_mode_sees_the_op(direct):
     assert direct == [False, True]
 
 
+def test_vmap():
+    query, key, value = (torch.randn(3, 2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    out = torch.vmap(glomo.relu2_attention, in_dims=(0, 1, None))(query, key.transpose(0, 1), value[0])
+    expected = torch.stack([glomo.relu2_attention(q, k, value[0]) for q, k in zip(query, key, strict=True)])
+    torch.testing.assert_close(out, expected)
+    inputs = (query, key, value)
+    grads = (torch.autograd.grad(o.square().sum(), inputs) for o in (out, expected))
+    torch.testing.assert_close(*grads)
+    with pytest.raises(ValueError, match="no slices"):
+        torch.vmap(glomo.relu2_attention)(query[:0], key[:0], value[:0])
+
+
+def test_vmap_with_dropout():
+    query = torch.randn(1, 2, 64, 16).expand(3, -1, -1, -1)
+
+    def masks(randomness):
+        return torch.vmap(lambda q: glomo.attention(q, q, q, dropout_p=0.5), randomness=randomness)(query)
+
+    assert torch.equal(*masks("same")[:2])
+    assert not torch.equal(*masks("different")[:2])
+    with pytest.raises(RuntimeError, match="randomness"):
+        masks("error")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_a_batch_of_gradients():
+    inputs = [torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    out = glomo.attention(*inputs)
+    grads = torch.randn(6, *out.shape, dtype=torch.float64)
+    found = torch.autograd.grad(out, inputs, grads, is_grads_batched=True, retain_graph=True)
+    singly = [torch.autograd.grad(out, inputs, grad, retain_graph=True) for grad in grads]
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*singly, strict=True))))
+    jacobian = torch.autograd.functional.jacobian(glomo.attention, tuple(inputs), vectorize=True)
+    torch.testing.assert_close(jacobian, torch.autograd.functional.jacobian(glomo.attention, tuple(inputs)))
+
+
 def test_the_folders_own_name_is_another_name_for_the_same_ops(monkeypatch):
     """transformers imports it, in the root. A second registration would free what the first ops point to."""
     monkeypatch.syspath_prepend(Path(glomo.__file__).parents[1])

@@ -191,6 +191,15 @@ def test_weights_of_a_nested_tensor(average, batch_first):
     torch.testing.assert_close(out.to_padded_tensor(0.0), expected.to_padded_tensor(0.0))
 
 
+def test_no_sequences():
+    ours = MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    nested = torch.nested.nested_tensor([], dtype=torch.float32)
+    assert ours(nested, nested, nested, need_weights=False)[0].size(0) == 0
+    x = torch.randn(0, T, WIDTH)
+    out, weights = ours(x, x, x)
+    assert (out.shape, weights.shape) == ((0, T, WIDTH), (0, T, T))
+
+
 def test_what_pytorchs_module_can_do_otherwise():
     dtype = widest(IMPLEMENTATIONS[-1])
     ours = MultiheadAttention(WIDTH, HEADS, batch_first=True, dtype=dtype)
