@@ -10,7 +10,7 @@ import glomo
 from glomo.data import Vocabulary
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training import checkpoint
-from glomo.training.graph_files import graph_meta
+from glomo.training.models import graph_meta
 
 README = Path(__file__).parents[1] / "README.md"
 

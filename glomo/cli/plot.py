@@ -42,7 +42,7 @@ def draw(folder: Path, text: str, out: Path) -> list[Path]:
     import torch
 
     from glomo.plots import arcs, heat_maps
-    from glomo.training.graph_files import load_graph
+    from glomo.training.models import load_graph
 
     graph = load_graph(folder)
     ids, words = graph.vocabulary.encode(text), graph.vocabulary.tokens(text)

@@ -16,8 +16,8 @@ from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windo
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training.config import check_range, to_dict
-from glomo.training.graph_files import graph_meta
 from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import unlabelled
 

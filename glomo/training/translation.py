@@ -19,6 +19,7 @@ from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
 from glomo.training.config import check_range, to_dict
 from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.models import model_meta
 from glomo.training.run_folder import RunFolder
 
 Pairs = list[tuple[str, str]]
@@ -129,14 +130,8 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     def validate() -> dict[str, float]:
         return {"valid_loss": validation_loss(model, held, world.device)}
 
-    meta = {
-        "kind": "translation",
-        "model": settings,
-        "method": dataclasses.asdict(config.method),
-        "vocabulary": vocabulary.to_dict(),
-        "vocabulary_fingerprint": vocabulary.fingerprint,
-        "config": to_dict(config),
-    }
+    meta = model_meta("translation", settings, vocabulary, to_dict(config))
+    meta["method"] = dataclasses.asdict(config.method)
     identity = {"vocabulary": vocabulary.fingerprint, "pairs": _fingerprint(training)}
     task = Task(model, batches, loss, validate if held else None, meta, identity, "translate")
     if world.rank:

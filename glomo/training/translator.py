@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from glomo.data import Subwords, pad, vocabulary_from_dict
+from glomo.data import Subwords, pad
 from glomo.errors import UserError
 from glomo.nn.decoding import beam_search, greedy
 from glomo.nn.rnn import RNNConfig, RNNTranslator
 from glomo.nn.transformer import Transformer
 from glomo.nn.transformer_config import TransformerConfig
-from glomo.training import checkpoint
+from glomo.training.models import model_in
 from glomo.training.progress import track
 from glomo.training.translation import Method, Pairs
 
@@ -102,33 +102,15 @@ def load_translator(path: str | Path) -> Translator:
     Raises UserError when the folder is missing, damaged, or holds no translator, and when its vocabulary is not the one
     that the model was trained with.
     """
-    folder = Path(path)
-    inside = [folder / name for name in ("final", "best") if (folder / name / checkpoint.META).is_file()]
-    if inside and not (folder / checkpoint.META).exists():
-        folder = inside[0]
-    found = checkpoint.load(folder)
-    if found.meta.get("kind") != "translation":
-        raise UserError(f"{folder} holds no translator but a checkpoint of the kind {found.meta.get('kind')!r}")
-    try:
-        vocabulary, settings = vocabulary_from_dict(found.meta["vocabulary"]), found.meta["model"]
-        if not isinstance(vocabulary, Subwords) or vocabulary.fingerprint != found.meta["vocabulary_fingerprint"]:
-            raise UserError(
-                f"the vocabulary is {vocabulary.fingerprint[:12]} of {len(vocabulary)} units, but the model was "
-                f"trained with {found.meta['vocabulary_fingerprint'][:12]} of {settings['vocab_size']} units"
-            )
+    with model_in(path, "translation", "translator") as (found, vocabulary):
+        if not isinstance(vocabulary, Subwords):
+            raise UserError("the vocabulary has no subwords")
         method, longest = Method(**found.meta["method"]), int(found.meta["config"]["data"]["max_length"])
         model: Transformer | RNNTranslator
         if method.model == "transformer":
-            config = TransformerConfig.from_dict(settings)
+            config = TransformerConfig.from_dict(found.meta["model"])
             model, longest = Transformer(config), config.max_length - 1
         else:
-            model = RNNTranslator(RNNConfig(**settings))
+            model = RNNTranslator(RNNConfig(**found.meta["model"]))
         model.load_state_dict(found.weights)
         return Translator(model, vocabulary, method, longest)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{folder} is damaged and describes no translator ({type(error).__name__}: {str(error)[:200]}); use "
-            "another checkpoint, or train again"
-        ) from None

@@ -8,7 +8,7 @@ from glomo.data import Vocabulary
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training import checkpoint
 from glomo.training.comparison import Run, compare
-from glomo.training.graph_files import graph_meta
+from glomo.training.models import graph_meta
 
 
 def is_png(path):

@@ -12,8 +12,8 @@ from glomo.data import Vocabulary, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training import checkpoint
-from glomo.training.graph_files import load_graph
 from glomo.training.loop import TrainConfig
+from glomo.training.models import load_graph
 from glomo.training.pretrain import (
     PretrainConfig,
     PretrainData,

@@ -181,7 +181,7 @@ def test_a_checkpoint_that_is_none_of_a_translator(pairs, tmp_path):
     found = checkpoint.load(run / "final")
     for changes, sentence in (
         ({"kind": "graph"}, "holds no translator but a checkpoint of the kind 'graph'"),
-        ({"vocabulary_fingerprint": "0" * 64}, "but the model was trained with 000000000000"),
+        ({"vocabulary_fingerprint": "0" * 64}, "but the translator was trained with 000000000000"),
         ({"model": {**found.meta["model"], "dim": 64}}, "is damaged and describes no translator"),
     ):
         checkpoint.save(tmp_path / "other", found.weights, None, {**found.meta, **changes})
