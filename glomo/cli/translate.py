@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from glomo.cli.recipe_command import run
+from glomo.cli.subcommands import dispatch, folder_and_options
 from glomo.errors import UserError
-from glomo.training.config import Text, convert, nearest, split_arguments
+from glomo.training.config import Text, convert
 
 USAGE = """usage: glomo translate train RECIPE [--out DIR] [--section.key value ...]
        glomo translate run FOLDER [FILE] [--beam N] [--length-penalty X]
@@ -25,16 +26,7 @@ eval   translates pairs and prints BLEU and chrF (sacrebleu); --out keeps the tr
 
 def main(argv: Sequence[str]) -> int:
     """Train, use or judge a translator."""
-    commands = {"train": _train, "run": _run, "eval": _evaluate}
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in commands:
-        raise UserError(f"there is no command translate {argv[0]!r}{nearest(argv[0], list(commands))}")
-    if argv[0] != "train" and {"-h", "--help"} & set(argv[1:]):
-        print(USAGE)
-        return 0
-    return commands[argv[0]](argv[1:])
+    return dispatch(argv, "translate", USAGE, {"train": _train, "run": _run, "eval": _evaluate})
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -46,18 +38,6 @@ def _train(argv: Sequence[str]) -> int:
 def _summary(row: dict[str, Any], out: Path) -> str:
     valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
     return f"step {row['step']}, loss {row['loss']:.4f}{valid}; the translator is in {out / 'final'}"
-
-
-def _options(argv: Sequence[str], known: Sequence[str], most: int) -> tuple[list[str], dict[str, str]]:
-    arguments = split_arguments(argv, flags=("swap",))
-    for name in arguments.options:
-        if name not in known:
-            raise UserError(f"unknown option --{name}{nearest(name, list(known), '--')}")
-    if not 1 <= len(arguments.positional) <= most:
-        raise UserError(
-            f"a folder is needed{' and at most one file' if most == 2 else ''}; see `glomo translate --help`"
-        )
-    return arguments.positional, arguments.options
 
 
 def _translator(folder: str, options: dict[str, str]) -> Any:
@@ -72,12 +52,12 @@ def _translator(folder: str, options: dict[str, str]) -> Any:
 
 
 def _run(argv: Sequence[str]) -> int:
-    (folder, *file), options = _options(argv, ("beam", "length_penalty"), 2)
+    folder, file, options = folder_and_options(argv, ("beam", "length_penalty"), "file")
     translator = _translator(folder, options)
     if file:
         from glomo.data import read_texts
 
-        lines = read_texts(file[0])
+        lines = read_texts(file)
     else:
         lines = [line.strip() for line in sys.stdin]
     for line in translator.translate(lines, progress=bool(file)):
@@ -87,7 +67,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _evaluate(argv: Sequence[str]) -> int:
     known = ("pairs", "dataset", "split", "source", "target", "swap", "limit", "beam", "length_penalty", "out")
-    (folder,), options = _options(argv, known, 1)
+    folder, _, options = folder_and_options(argv, known, flags=("swap",))
     if ("pairs" in options) == ("dataset" in options):
         raise UserError("eval needs the pairs to judge by: --pairs FILE or --dataset NAME, one of them")
     translator = _translator(folder, options)

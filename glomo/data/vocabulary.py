@@ -46,6 +46,8 @@ class AnyVocabulary(Protocol):
 
     def tokens(self, text: str) -> list[str]: ...
 
+    def decode(self, ids: Iterable[int]) -> str: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
     @property
@@ -150,6 +152,10 @@ class Vocabulary:
         """The ids of the words of the text."""
         ids = self._ids
         return [ids[word] for word in split_words(text, self.lowercase)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of the ids, with spaces between."""
+        return " ".join(self.words[i] for i in ids)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON-able values; :meth:`from_dict` restores it."""

@@ -1,5 +1,6 @@
 """GLoMo as modules: pre-training (`GLoMo`), the frozen graph (`FrozenGraph`), transfer (`GraphTransfer`), controls;
-multi-head attention in the place of PyTorch's (`MultiheadAttention`)."""
+multi-head attention in the place of PyTorch's (`MultiheadAttention`), the Transformer on it (`Transformer`,
+`LanguageModel`)."""
 
 from glomo.nn.attention import MultiheadAttention
 from glomo.nn.baselines import BandGraph, GraphSource, NoGraph, UniformGraph
@@ -11,6 +12,8 @@ from glomo.nn.glomo import GLoMo
 from glomo.nn.graph_predictor import GraphPredictor
 from glomo.nn.graphs import Graphs, GraphStatistics, dead_row_rescue, reverse
 from glomo.nn.transfer import GatedFusion, GraphTransfer
+from glomo.nn.transformer import LanguageModel, Transformer
+from glomo.nn.transformer_config import TransformerConfig
 
 __all__ = [
     "BandGraph",
@@ -25,8 +28,11 @@ __all__ = [
     "GraphStatistics",
     "GraphTransfer",
     "Graphs",
+    "LanguageModel",
     "MultiheadAttention",
     "NoGraph",
+    "Transformer",
+    "TransformerConfig",
     "UniformGraph",
     "dead_row_rescue",
     "random_graph",

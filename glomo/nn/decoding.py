@@ -1,7 +1,8 @@
-"""Sequences out of a model that predicts unit by unit: greedy and beam search."""
+"""Sequences out of a model that predicts unit by unit: greedy and beam search, and samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -100,6 +101,44 @@ def beam_search(
                 if score > float("-inf")
             ]
     return [max(found)[1] if found else [] for found in finished]
+
+
+@torch.no_grad()
+def sample(
+    state: Stepwise,
+    prompt: Sequence[int],
+    end: int,
+    max_length: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Units drawn one by one behind a prompt, until `end` or `max_length` of them, each with the probability
+
+    .. code-block:: text
+
+        p(unit)^(1 / temperature) / sum of the same over the top_k most probable units (0: over all)
+
+    Raises:
+        UserError: there is no prompt, temperature is not above 0, or top_k is negative.
+    """
+    if not prompt:
+        raise UserError("a prompt of no units: the first is what starts sequences")
+    if not temperature > 0 or top_k < 0:
+        raise UserError(f"the temperature is {temperature} and top_k {top_k}; above 0 and at least 0 are needed")
+    found: list[int] = []
+    for unit in prompt:
+        log_probabilities = state.step(torch.tensor([unit]))[0]
+    while len(found) < max_length:
+        scores, units = log_probabilities.topk(min(top_k or len(log_probabilities), len(log_probabilities)))
+        drawn = torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)
+        unit = int(units[drawn])
+        if unit == end:
+            break
+        found.append(unit)
+        if len(found) < max_length:
+            log_probabilities = state.step(torch.tensor([unit]))[0]
+    return found
 
 
 def _penalty(length: int, length_penalty: float) -> float:

@@ -63,9 +63,9 @@ class LanguageModel(Embedded):
         self.decoder = Stack(config, config.kinds("decoder_attention"))
         self.reset_parameters()
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a unit of tokens (B, T), ends included; smoothed in training."""
-        inputs, outputs = self.shifted(tokens, lengths)
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a unit of what follows each of the inputs, both (B, T); where outputs are padding
+        (0) nothing is asked. `shifted` makes the two of sequences; smoothed in training."""
         return self.loss(self.hidden(inputs), outputs)
 
     def hidden(self, inputs: Tensor) -> Tensor:

@@ -57,9 +57,9 @@ def model_in(
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        where, reason = folder / checkpoint.META, f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(
-            f"{folder / checkpoint.META} is damaged and describes no {what} ({type(error).__name__}: {str(error)[:200]}); use another "
-            "checkpoint, or train again"
+            f"{where} is damaged and describes no {what} ({reason}); use another checkpoint, or train again"
         ) from None
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,14 +10,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, Windows
+from glomo.data import AnyVocabulary, BucketBatches, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training.config import check_range, to_dict
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
-from glomo.training.texts import unlabelled
+from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 
 STATISTICS_WINDOWS = 8  # zeros and dead rows are counted on so many held-out windows: their graphs are held in full
 
@@ -76,7 +74,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     vocabulary = build_vocabulary(texts, config.data)
     # the shortest text to train on: one unit to read and D to predict
     windows = Windows(texts, vocabulary, config.data.length, config.model.horizon + 1, join=config.data.join)
-    return pretrain_on(windows, vocabulary, config, out, {"text": _fingerprint(texts)})
+    return pretrain_on(windows, vocabulary, config, out, {"text": fingerprint(texts)})
 
 
 def pretrain_on(
@@ -145,23 +143,9 @@ def count_predictions(config: GLoMoConfig, lengths: Tensor) -> int:
     return int(sum((lengths - ahead).clamp(min=0).sum() for ahead in range(1, config.horizon + 1)))
 
 
-def build_vocabulary(texts: list[str], data: PretrainData) -> AnyVocabulary:
-    """The vocabulary that a [data] section asks for."""
-    if data.vocabulary == "subwords":
-        return Subwords.train(texts, data.vocab_size)
-    return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, "N" if data.digits else None)
-
-
 def _held_out(count: int, data: PretrainData) -> list[int]:
     """Evenly spaced, so that they are like the rest; none when there is but one window."""
     if not 0 <= data.valid < 1:
         raise UserError(f"data.valid is {data.valid}; a share from 0 to below 1 is needed")
     size = min(data.valid_windows, max(1, round(data.valid * count)), count - 1) if data.valid else 0
     return [(2 * index + 1) * count // (2 * size) for index in range(size)]
-
-
-def _fingerprint(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()

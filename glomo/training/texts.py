@@ -1,10 +1,13 @@
-"""Where the texts of a recipe come from: files of one's own, the catalogue, or the synthetic recall task."""
+"""Where the texts of a recipe come from (files of one's own, the catalogue, the synthetic recall task), and their
+vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from glomo.data import read_labelled, read_texts
+from glomo.data import AnyVocabulary, Subwords, Vocabulary, read_labelled, read_texts
 from glomo.errors import UserError
 
 RECALL = "recall"  # the synthetic task's name among the data sets
@@ -42,6 +45,36 @@ def labelled(train: str, test: str, dataset: str, text_column: str, label_column
     from glomo.data.catalogue import load_labelled
 
     return load_labelled(dataset, "train"), load_labelled(dataset, "test")
+
+
+class VocabularySettings(Protocol):
+    """What a [data] section says of the vocabulary."""
+
+    @property
+    def vocabulary(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def min_count(self) -> int: ...
+    @property
+    def lowercase(self) -> bool: ...
+    @property
+    def digits(self) -> bool: ...
+
+
+def build_vocabulary(texts: Sequence[str], data: VocabularySettings) -> AnyVocabulary:
+    """The vocabulary that a [data] section asks for."""
+    if data.vocabulary == "subwords":
+        return Subwords.train(texts, data.vocab_size)
+    return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, "N" if data.digits else None)
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """The sha256 (hex) of the texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()
 
 
 def _recall_unlabelled() -> list[str]:

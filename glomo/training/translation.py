@@ -21,6 +21,7 @@ from glomo.training.config import check_range, to_dict
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.models import model_meta
 from glomo.training.run_folder import RunFolder
+from glomo.training.texts import fingerprint
 
 Pairs = list[tuple[str, str]]
 Ids = tuple[list[int], list[int]]
@@ -132,7 +133,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
 
     meta = model_meta("translation", settings, vocabulary, to_dict(config))
     meta["method"] = dataclasses.asdict(config.method)
-    identity = {"vocabulary": vocabulary.fingerprint, "pairs": _fingerprint(training)}
+    identity = {"vocabulary": vocabulary.fingerprint, "pairs": fingerprint("\t".join(pair) for pair in training)}
     task = Task(model, batches, loss, validate if held else None, meta, identity, "translate")
     if world.rank:
         return train(task, config.train, None, world)
@@ -201,10 +202,3 @@ def _swapped(pairs: Pairs) -> Pairs:
 def _spread(pairs: Pairs, most: int) -> Pairs:
     """At most so many of the pairs, evenly from all of them."""
     return pairs if len(pairs) <= most else [pairs[i * len(pairs) // most] for i in range(most)]
-
-
-def _fingerprint(pairs: Pairs) -> str:
-    digest = hashlib.sha256()
-    for pair in pairs:
-        digest.update("\t".join(pair).encode("utf-8", "surrogatepass") + b"\n")
-    return digest.hexdigest()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glomo.errors import UserError
-from glomo.nn.decoding import beam_search, greedy
+from glomo.nn.decoding import beam_search, greedy, sample
 
 END, LONGEST = 4, 4
 
@@ -82,6 +82,40 @@ def best_of_one(table):
     scores = {(): float(table[END, END, END])}
     scores |= {(unit,): float(table[END, END, unit]) / (7 / 6) ** 0.6 for unit in range(END)}
     return list(max(scores, key=scores.get))
+
+
+def test_samples_have_the_models_probabilities():
+    table, generator = tables(1), torch.Generator().manual_seed(0)
+    p = table[0, END, END].exp()
+    counts = torch.zeros(5)
+    for _ in range(3000):
+        found = sample(Table(table), [END], END, 1, generator=generator)
+        counts[found[0] if found else END] += 1
+    torch.testing.assert_close(counts / 3000, p, atol=0.04, rtol=0)  # four standard deviations of a share
+
+
+def test_a_sample_goes_on_from_its_prompt():
+    table = tables(1)
+    expected, before, last = [], 1, 2  # without randomness the most probable unit each time
+    while len(expected) < 6 and (unit := int(table[0, before, last].argmax())) != END:
+        expected, before, last = [*expected, unit], last, unit
+    assert sample(Table(table), [END, 1, 2], END, 6, top_k=1) == expected
+    assert sample(Table(table), [END, 1, 2], END, 6, temperature=1e-3) == expected
+    assert sample(Table(table), [END], END, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "sentence"),
+    [
+        ([], {}, "no units"),
+        ([END], {"temperature": 0.0}, "temperature is 0.0"),
+        ([END], {"top_k": -1}, "top_k -1"),
+        ([END], {"temperature": float("nan")}, "temperature is nan"),
+    ],
+)
+def test_bad_samples(prompt, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sample(Table(tables(1)), prompt, END, 3, **options)
 
 
 def test_no_beam():

@@ -241,6 +241,6 @@ def test_bad_settings(options, sentence):
 def test_a_sequence_beyond_the_longest(positions):
     model = make(LanguageModel, positions=positions)
     with pytest.raises(ValueError, match="25 units, its end included; the model takes 24"):
-        model(torch.full((1, 24), 3), torch.tensor([24]))
+        model(torch.full((1, 25), 3), torch.full((1, 25), 3))
     stack = Stack(model.config, ["softmax"])
     assert copy.deepcopy(stack).positions.max_length == 24

@@ -21,6 +21,7 @@ from glomo.training.config import (
     split_arguments,
     to_dict,
 )
+from glomo.training.language import LanguageConfig
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.transfer import TransferConfig
 from glomo.training.translation import TranslationConfig
@@ -170,8 +171,12 @@ def test_shipped_recipes_are_valid_and_resolve_to_themselves(name, tmp_path):
 
     raw = read_recipe(name)
     assert raw["about"]
-    schemas = {"pretrain": PretrainConfig, "transfer": TransferConfig, "translate": TranslationConfig}
-    schema = schemas[raw["command"]]
+    schema = {
+        "pretrain": PretrainConfig,
+        "transfer": TransferConfig,
+        "translate": TranslationConfig,
+        "lm": LanguageConfig,
+    }[raw["command"]]
     config = load_recipe(name, {}, schema, raw["command"])
     resolved = recipe(tmp_path, dump_toml(to_dict(config)))
     again = load_recipe(resolved, {}, schema, raw["command"])

@@ -1,4 +1,5 @@
-"""Two processes give what one gives, to within rounding; devices that are not there are refused."""
+"""Two processes give what one gives, to within rounding, and go on where they stopped; devices that are not there are
+refused."""
 
 import json
 import os
@@ -11,18 +12,33 @@ import pytest
 import torch
 
 from glomo.errors import UserError
+from glomo.training import checkpoint
 from glomo.training.distributed import join
 
 HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
 
 
-def command(out, *more):
-    return [
-        *("-m", "glomo", "pretrain", "graph-tiny", "--data.text", str(HAMLET), "--out", str(out), "--train.steps", "6"),
-        *("--model.dim", "16", "--model.head_dim", "8", "--model.positions", "0", "--model.rescue_weight", "0"),
-        *("--train.threads", "1", "--train.device", "cpu", "--train.progress", "0", "--train.optimizer", "sgd"),
-        *("--train.lr", "0.5", "--train.warmup", "0", "--train.eval_every", "3", "--data.length", "24", *more),
-    ]
+PLAIN = ["--train.threads", "1", "--train.device", "cpu", "--train.progress", "0", "--train.eval_every", "3"]
+SGD = ["--train.optimizer", "sgd", "--train.lr", "0.5", "--train.warmup", "0", "--train.decay", "constant"]
+SMALL = ["--model.dim", "32", "--model.ff", "64", "--model.layers", "2", "--model.dropout", "0"]
+
+
+def pretrain(folder):
+    more = ["--model.dim", "16", "--model.head_dim", "8", "--model.positions", "0", "--model.rescue_weight", "0"]
+    return ["pretrain", "graph-tiny", "--data.text", str(HAMLET), *more, "--data.length", "24"]
+
+
+def language_model(folder):
+    return ["lm", "train", "lm-small", "--data.text", str(HAMLET), "--data.vocab_size", "400", *SMALL]
+
+
+def translate(folder):
+    pairs = folder / "pairs.tsv"
+    words = HAMLET.read_text().split()
+    lines = [" ".join(words[i : i + 5]) + "\t" + " ".join(reversed(words[i : i + 5])) for i in range(0, 2000, 5)]
+    pairs.write_text("source\ttarget\n" + "\n".join(line.replace('"', "") for line in lines) + "\n")
+    more = ["--data.vocab_size", "400", "--train.batch_tokens", "500", "--method.average", "1"]
+    return ["translate", "train", "translate-small", "--data.pairs", str(pairs), *more, *SMALL]
 
 
 def rows(out):
@@ -44,23 +60,38 @@ def test_devices_that_are_not_there(monkeypatch, device, sentence):
     assert join("auto").device.type == "cpu"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
-def test_two_processes_train_as_one(tmp_path):
+def run(command, out, steps, processes):
+    """Start the command in so many processes."""
+    arguments = [sys.executable, "-m", "glomo", *command, *PLAIN, *SGD, "--out", str(out), "--train.steps", str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes == 1:
+        return [subprocess.Popen(arguments, env=environment)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    both = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [subprocess.Popen([sys.executable, *command(tmp_path / "one")], env=environment)]
-    processes += [
-        subprocess.Popen([sys.executable, *command(tmp_path / "two")], env={**both, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
+    environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(arguments, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
+@pytest.mark.parametrize("command", [pretrain, language_model, translate])
+def test_two_processes_train_as_one(tmp_path, command):
+    """Two stop in the middle, and go on to the same bits as two that do not."""
+    given = command(tmp_path)
+    first = run(given, tmp_path / "one", 6, 1) + run(given, tmp_path / "two", 6, 2)
+    first += run(given, tmp_path / "parts", 4, 2)
+    assert [process.wait(timeout=200) for process in first] == [0] * 5
+    assert [process.wait(timeout=200) for process in run(given, tmp_path / "parts", 6, 2)] == [0, 0]
+    one, two, parts = (rows(tmp_path / name) for name in ("one", "two", "parts"))
     assert [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
     for alone, together in zip(one, two, strict=True):
         for name in ("loss", "grad_norm", "units", "valid_loss"):
             if name in alone:
                 assert together[name] == pytest.approx(alone[name], rel=2e-4), (alone["step"], name)
     assert one[0]["loss"] - one[-1]["loss"] > 0.005  # it did learn
+    assert [row["loss"] for row in parts] == [row["loss"] for row in two]
+    ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("two", "parts"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -160,7 +160,7 @@ def test_the_command_line(pairs, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
     for arguments, sentence in (
-        (["run"], "a folder is needed"),
+        (["run"], "a folder and at most one file are needed, but 0 words are given: none"),
         (["run", str(tmp_path / "none")], "there is no checkpoint folder"),
         (["run", str(run), str(text), "--beam", "0"], "method.beam is 0"),
         (["run", str(run), str(text), "--beam", "x"], "--beam is 'x'"),

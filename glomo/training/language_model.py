@@ -1,0 +1,95 @@
+"""A trained language model: out of its checkpoint, texts in, their perplexity out, and new text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glomo.data import AnyVocabulary, Subwords
+from glomo.errors import UserError
+from glomo.nn.decoding import sample
+from glomo.nn.transformer import LanguageModel
+from glomo.nn.transformer_config import TransformerConfig
+from glomo.training.language import negative_log_likelihood, running_units
+from glomo.training.models import model_in
+
+
+@dataclass
+class TrainedLanguageModel:
+    """A model with its vocabulary."""
+
+    model: LanguageModel
+    vocabulary: AnyVocabulary
+    max_length: int
+    """units that it can read at a time"""
+    length: int
+    """units that it was trained to read at a time"""
+
+    def perplexity(
+        self, texts: Sequence[str], stride: int | None = None, device: torch.device | str = "cpu"
+    ) -> dict[str, Any]:
+        """Figures of the texts, one after the other:
+
+        .. code-block:: text
+
+            perplexity         exp(N / units),  N = -sum log p(unit | units before it), ends of texts included
+            perplexity_word    exp(N / words),  words: what white space parts, and the ends
+            bits_per_byte      N / log 2 / bytes of UTF-8 (only where no unit is unknown)
+
+        The latter two do not depend on the vocabulary's size; unknown words count as one unit, so that a vocabulary of
+        words has it easier. Windows of the length that was trained on move by ``stride`` units (half the length).
+
+        Raises UserError for a stride that is not from 1 to the length, and for texts without a unit.
+        """
+        stride = max(1, self.length // 2) if stride is None else stride
+        if not 1 <= stride <= self.length:
+            raise UserError(f"the stride is {stride}; it must be from 1 to {self.length}, the length of the windows")
+        units = running_units(texts, self.vocabulary, self.model.end)
+        if len(units) <= len(texts) + 1:
+            raise UserError("there is no text to judge the model by")
+        nats, count = negative_log_likelihood(self.model.to(device), units, self.length, stride, device)
+        words = sum(len(text.split()) + 1 for text in texts)
+        figures: dict[str, Any] = {
+            "perplexity": round(math.exp(nats / count), 3),
+            "perplexity_word": round(math.exp(nats / words), 3),
+        }
+        if isinstance(self.vocabulary, Subwords):
+            figures["bits_per_byte"] = round(nats / math.log(2) / sum(len(text.encode()) + 1 for text in texts), 4)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {**figures, "units": count, "words": words, "parameters": parameters}
+
+    def generate(
+        self, prompt: str = "", units: int | None = None, temperature: float = 1.0, top_k: int = 0, seed: int = 0
+    ) -> str:
+        """The prompt and what the model would write behind it, until it ends or for so many units (None: 100, or as
+        many as it takes).
+
+        Raises UserError where the prompt and the units together are longer than the model takes.
+        """
+        before = self.vocabulary.encode(prompt)
+        longest = self.max_length - 1
+        units = max(1, min(100, longest - len(before))) if units is None else units
+        if len(before) + units > longest:
+            raise UserError(f"{len(before)} units of prompt and {units} more are too many; the model takes {longest}")
+        generator = torch.Generator().manual_seed(seed)
+        state, end = self.model.eval().to("cpu").start(), self.model.end
+        found = sample(state, [end, *before], end, units, temperature, top_k, generator)
+        return self.vocabulary.decode([*before, *found])
+
+
+def load_language_model(path: str | Path) -> TrainedLanguageModel:
+    """The language model in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else ``final/``).
+
+    Raises UserError when the folder is missing, damaged, or holds no language model, and when its vocabulary is not the
+    one that the model was trained with.
+    """
+    with model_in(path, "language-model", "language model", ("best", "final")) as (found, vocabulary):
+        config = TransformerConfig.from_dict(found.meta["model"])
+        model = LanguageModel(config)
+        model.load_state_dict(found.weights)
+        return TrainedLanguageModel(model, vocabulary, config.max_length, int(found.meta["config"]["data"]["length"]))
