@@ -93,7 +93,7 @@ def differentiable_op(
         grads = [torch.zeros_like(o) if g is None else g for g, o in results]
         direct = False
         if not torch.compiler.is_compiling():
-            direct = not torch.is_grad_enabled() and _is_plain((*grads, *saved))
+            direct = not torch.is_grad_enabled() and is_plain((*grads, *saved))
             if not direct:
                 _refuse_transforms(name, (*grads, *saved))
         if direct:
@@ -131,7 +131,7 @@ def differentiable_op(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*inputs)
-        if _is_plain([x for x in inputs if isinstance(x, Tensor)]):
+        if is_plain([x for x in inputs if isinstance(x, Tensor)]):
             if wants_gradient(*[inputs[p] for p in positions]) and not _below_autograd():
                 return function.apply(*inputs)
             return plain_forward(*inputs)
@@ -187,7 +187,7 @@ def _below_autograd() -> bool:
     return torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.AutogradFunctionality)
 
 
-def _is_plain(tensors: Iterable[Tensor]) -> bool:
+def is_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether a call through PyTorch's dispatcher would come straight to the op's own functions. The way through it
     takes the host longer than all else that an op does (bench/NOTES.md), so that such calls go there themselves."""
     if torch._C._dispatch_tls_local_include_set() not in _NO_MODES or torch.autograd._profiler_enabled():

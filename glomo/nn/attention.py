@@ -15,6 +15,7 @@ from glomo.kernels import (
     relu2_attention,
     relu2_attention_varlen,
 )
+from glomo.nn.linear import linear
 
 ACTIVATIONS = ("softmax", "relu2")
 
@@ -166,7 +167,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             out = out[0].transpose(0, 1)
         else:
             out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
-        return self.out_proj(out.flatten(-2)), weights
+        return linear(out.flatten(-2), self.out_proj.weight, self.out_proj.bias), weights
 
     def _check(
         self,
@@ -215,13 +216,13 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             inputs = (query, key, value)
-            return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+            return tuple(linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
         if query is key and key is value:
-            return F.linear(query, weight, bias).chunk(3, -1)
+            return linear(query, weight, bias).chunk(3, -1)
         sizes = [self.embed_dim, 2 * self.embed_dim] if key is value else [self.embed_dim] * 3
         biases = (None,) * 3 if bias is None else bias.split(sizes)
         inputs = (query, key) if key is value else (query, key, value)
-        found = [F.linear(x, w, b) for x, w, b in zip(inputs, weight.split(sizes), biases, strict=False)]
+        found = [linear(x, w, b) for x, w, b in zip(inputs, weight.split(sizes), biases, strict=False)]
         return (found[0], *found[1].chunk(2, -1)) if key is value else tuple(found)
 
     def _mask(
@@ -279,7 +280,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             return query, None
         lengths = [len(x) for x in sequences]
         ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(query.device)
-        packed = F.linear(torch.cat(sequences), self.in_proj_weight, self.in_proj_bias)
+        packed = linear(torch.cat(sequences), self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(-1, 3, self.num_heads, self.head_dim).unbind(-3)
         where = (ends, ends, max(lengths), max(lengths))
         dropout_p = self.dropout if self.training else 0.0
@@ -288,7 +289,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         else:
             bias, scale = self.affinity_bias.flatten(), q.size(-1) ** -0.5
             heads = relu2_attention_varlen(q, k, v, *where, bias, dropout_p=dropout_p, scale=scale)
-        out = self.out_proj(cast(Tensor, heads).flatten(-2))
+        out = linear(cast(Tensor, heads).flatten(-2), self.out_proj.weight, self.out_proj.bias)
         return torch.nested.as_nested_tensor(list(out.split(lengths)), layout=query.layout), None
 
     def _nested_with_weights(self, query: Tensor, average: bool) -> tuple[Tensor, Tensor]:

@@ -24,14 +24,14 @@ def _blocked():
 
 @pytest.fixture
 def direct(monkeypatch):
-    """What _is_plain answered to the calls so far."""
-    answers, ask = [], registration._is_plain
+    """What is_plain answered to the calls so far."""
+    answers, ask = [], registration.is_plain
 
     def note(tensors):
         answers.append(ask(tensors))
         return answers[-1]
 
-    monkeypatch.setattr(registration, "_is_plain", note)
+    monkeypatch.setattr(registration, "is_plain", note)
     return answers
 
 
@@ -59,7 +59,7 @@ def test_plain_calls_are_direct_and_equal_those_of_the_dispatcher(direct, monkey
     query = random(2, 5, 4)
     found = forward_and_gradient(query)
     assert direct == [True, True]
-    monkeypatch.setattr(registration, "_is_plain", lambda tensors: False)
+    monkeypatch.setattr(registration, "is_plain", lambda tensors: False)
     for a, b in zip(found, forward_and_gradient(query), strict=True):
         assert torch.equal(a, b)
 
