@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from glomo.errors import UserError
+from glomo.nn.transformer_layers import Layer
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,54 @@ class World:
         dist.all_reduce(flat)
         for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
+
+    def shard(self, model: nn.Module) -> bool:
+        """Divide the model's parameters among the processes (FSDP2), the Transformer's layer by layer; whether there
+        is anybody to share with. Gradients and an optimizer's moments follow, and no process holds all of them."""
+        if self.size == 1:
+            return False
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for layer in [module for module in model.modules() if isinstance(module, Layer)]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        return True
+
+    def whole(self, state: State) -> State:
+        """Plain values with divided tensors put together; every process has to ask."""
+        if self.size == 1:
+            return state
+        from torch.distributed.tensor import DTensor
+
+        return tree_map_only(DTensor, lambda t: t.full_tensor(), state)
+
+    def divided(self, whole: Tensor, like: Tensor) -> Tensor:
+        """This process's share of a tensor that all have, if `like`, of the same shape, is divided."""
+        if self.size == 1:
+            return whole
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(like, DTensor) or like.shape != whole.shape:
+            return whole
+        return distribute_tensor(whole.to(self.device), like.device_mesh, like.placements, src_data_rank=None)
+
+    def load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """model.load_state_dict of whole tensors."""
+        here = model.state_dict()
+        model.load_state_dict({name: self.divided(t, here.get(name, t)) for name, t in weights.items()})
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """optimizer.load_state_dict of whole tensors."""
+        parameters: Sequence[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        divided = {
+            number: {
+                name: self.divided(v, parameters[number]) if isinstance(v, Tensor) else v for name, v in of.items()
+            }
+            for number, of in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": divided})
 
     def from_first(self, value: float | str | None) -> float | str | None:
         """The first process's ``value``, in every process."""

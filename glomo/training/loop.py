@@ -84,6 +84,8 @@ class TrainConfig:
     """CPU threads; 0: as PyTorch chooses. Results are equal to the bit for equal numbers only"""
     device: str = "auto"
     """auto, cpu, cuda"""
+    shard: bool = False
+    """several processes divide parameters, gradients and moments among them (FSDP2) in place of a copy each"""
     progress: float = 10.0
     """seconds between lines of progress where there is no terminal; 0: silent"""
 
@@ -159,6 +161,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     lost), for a full disk, and for checkpoints that do not fit; `Interrupted` after Ctrl-C or SIGTERM.
     """
     model = task.model.to(world.device)
+    sharded = config.shard and world.shard(model)
     optimizer = make_optimizer(model, config)
     start, best, plateau, row = 0, math.inf, {"scale": 1.0, "bad": 0}, {}
     seconds_before = 0.0
@@ -170,8 +173,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         found = found or checkpoint.load(Path(str(where)))
         state = _check_resume(found, task, config)
         try:
-            model.load_state_dict(found.weights)
-            optimizer.load_state_dict(state["optimizer"])
+            world.load(model, found.weights)
+            world.load_optimizer(optimizer, state["optimizer"])
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{found.folder} does not fit the model of this run: {reason}") from None
@@ -183,12 +186,14 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
 
     def save(step: int) -> None:
         nonlocal saved
-        if folder and step > saved:
-            state = {"step": step, "optimizer": optimizer.state_dict(), "best": best, "plateau": plateau, "row": row}
+        if step > saved:
+            weights, moments = world.whole(model.state_dict()), world.whole(optimizer.state_dict())
+            state = {"step": step, "optimizer": moments, "best": best, "plateau": plateau, "row": row}
             state |= {"identity": task.identity, "environment": _environment(world)}
-            target = folder.checkpoints / f"step-{step:06}"
-            checkpoint.save(target, model.state_dict(), state, {"step": step, **task.meta})
-            checkpoint.prune(folder.checkpoints, config.keep)
+            if folder:
+                target = folder.checkpoints / f"step-{step:06}"
+                checkpoint.save(target, weights, state, {"step": step, **task.meta})
+                checkpoint.prune(folder.checkpoints, config.keep)
         saved = step
 
     def judge(step: int, valid: Any) -> None:
@@ -196,9 +201,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         nonlocal best
         if valid is not None and valid < best:
             best, plateau["bad"] = valid, 0
+            weights = world.whole(model.state_dict())
             if folder:
-                meta = {"step": step, "valid_loss": best, **task.meta}
-                checkpoint.save(folder.best, model.state_dict(), None, meta)
+                checkpoint.save(folder.best, weights, None, {"step": step, "valid_loss": best, **task.meta})
         elif config.decay == "plateau":
             plateau["bad"] += 1
             if plateau["bad"] >= config.patience:
@@ -222,11 +227,16 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
 
                 # forward and backward on this process's share
                 model.train()
-                share = task.batches.batch(step - 1)[world.rank :: world.size]
+                batch = task.batches.batch(step - 1)
+                share = batch[world.rank :: world.size]
+                counts = bool(share)
+                if sharded and not counts:
+                    share = batch[:1]  # the others need this process's part of the model, with a batch of no weight
                 loss, terms, units = torch.zeros((), device=world.device), 0, 0
                 if share:
                     with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                         loss, terms, units = task.loss(share, generator)
+                terms, units = (terms, units) if counts else (0, 0)
                 value = float(loss.detach())
                 signalled = float(stopped_by[0] if stopped_by else 0)
                 total, all_terms, all_units, signalled = world.sum([value * terms, terms, units, signalled])
@@ -235,9 +245,11 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                     raise UserError(_not_finite("loss", mean, step, saved))
                 optimizer.zero_grad(set_to_none=True)
                 if share:
-                    (loss if world.size == 1 else loss * (terms / max(all_terms, 1))).backward()
-                world.sum_gradients(model.parameters())
-                norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf))
+                    weight = terms / max(all_terms, 1) * (world.size if sharded else 1)  # FSDP takes the mean of all
+                    (loss if world.size == 1 else loss * weight).backward()
+                if not sharded:
+                    world.sum_gradients(model.parameters())
+                norm = float(world.whole(nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)))
                 if not math.isfinite(norm):
                     raise UserError(_not_finite("gradient", norm, step, saved))
                 optimizer.step()
@@ -265,8 +277,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             save(row["step"])
     finally:
         progress.close()
+    weights = world.whole(model.state_dict())
     if folder and not (start == row["step"] and _holds(folder.final, start)):
-        checkpoint.save(folder.final, model.state_dict(), None, {"step": row["step"], **task.meta})
+        checkpoint.save(folder.final, weights, None, {"step": row["step"], **task.meta})
     return row
 
 
