@@ -34,19 +34,35 @@ def _tiles(t: Tensor) -> int:
     return (t.size(-2) + TILE - 1) // TILE
 
 
-def empty_out(query: Tensor, lead: Sequence[int], width: int) -> Tensor:
-    """(..., T, width) for the output. Where the heads of a query (B, H, T, E) lie side by side in memory, the output's
-    do as well: a model that puts them together again need not copy."""
-    if query.dim() == 4 and query.shape[:-2] == tuple(lead) and query.stride(1) < query.stride(2):
+def heads_inside(query: Tensor) -> bool:
+    """Whether the heads of a query (B, H, T, E) lie side by side in memory. Then the output's do as well: a model that
+    puts them together again need not copy."""
+    if query.dim() != 4:
+        return False
+    if torch.compiler.is_compiling():  # strides may be unknown
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(query.stride(1) < query.stride(2))
+    return query.stride(1) < query.stride(2)
+
+
+def laid_out(op: Any) -> Any:
+    """op with one more argument: `heads_inside`. Decided outside of it, so that there is one decision in a trace."""
+    return lambda *inputs: op(*inputs, heads_inside(inputs[0]))
+
+
+def empty_out(query: Tensor, lead: Sequence[int], width: int, inside: bool) -> Tensor:
+    """(..., T, width) for the output."""
+    if inside and len(lead) == 2:
         return query.new_empty(lead[0], query.size(2), lead[1], width).transpose(1, 2)
     return query.new_empty(*lead, query.size(-2), width)
 
 
 def fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """Shapes of forward's outputs; the last argument says whether a backward pass may follow."""
+    """Shapes of forward's outputs; the last arguments say whether a backward pass may follow, and `heads_inside`."""
     out, statistic = fake_rows(query, key, value)
-    lead, save = out.shape[:-2], rest[-1]
-    out = empty_out(query, lead, value.size(-1))
+    lead, (save, inside) = out.shape[:-2], rest[-2:]
+    out = empty_out(query, lead, value.size(-1), inside)
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_empty(active_shape(lead, query, key, save), dtype=torch.int8)
     return out, statistic, residual, active, statistic.new_empty(statistic.shape if save else (0,))
@@ -70,11 +86,12 @@ def forward(
     seed: Tensor | None,
     numbers: Numbers,
     save: bool,
+    inside: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(out, Z or lse, residual, active tiles, what lse lost by rounding); save: whether a backward pass may follow,
-    which the last three are for."""
+    which the last three are for; inside: `heads_inside`."""
     lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    out = empty_out(query, lead, value.size(-1))
+    out = empty_out(query, lead, value.size(-1), inside)
     statistic = query.new_empty(out.shape[:-1], dtype=torch.float32)
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)

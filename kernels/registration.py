@@ -190,7 +190,12 @@ def _below_autograd() -> bool:
 def is_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether a call through PyTorch's dispatcher would come straight to the op's own functions. The way through it
     takes the host longer than all else that an op does (bench/NOTES.md), so that such calls go there themselves."""
-    if torch._C._dispatch_tls_local_include_set() not in _NO_MODES or torch.autograd._profiler_enabled():
+    return not torch.autograd._profiler_enabled() and is_unwatched(tensors)
+
+
+def is_unwatched(tensors: Iterable[Tensor]) -> bool:
+    """Whether no mode, tracer, transform or subclass would see or change what is done with the tensors."""
+    if torch._C._dispatch_tls_local_include_set() not in _NO_MODES:
         return False
     if forward_ad._current_level >= 0 or any(
         type(torch._C._get_function_stack_at(i)) is not DeviceContext  # it concerns new tensors only
@@ -203,7 +208,11 @@ def is_plain(tensors: Iterable[Tensor]) -> bool:
 
 def wants_gradient(*inputs: Any) -> bool:
     """Whether a backward pass may follow a call with these inputs."""
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    if not torch.is_grad_enabled():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True  # within torch.vmap a tensor does not say whether what it is a slice of requires a gradient
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
 def saving(op: Op) -> Op:

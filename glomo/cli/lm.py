@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from glomo.training.language import LanguageConfig, train_language_model
 
-    return run(argv, "lm", LanguageConfig, train_language_model, _summary)
+    return run(argv, "lm", LanguageConfig, train_language_model, _summary, "lm train")
 
 
 def _summary(row: dict[str, Any], out: Path) -> str:
@@ -42,6 +42,9 @@ def _evaluate(argv: Sequence[str]) -> int:
     folder, _, options = folder_and_options(argv, ("text", "column", "dataset", "split", "stride"))
     if ("text" in options) == ("dataset" in options):
         raise UserError("eval needs the text to judge by: --text FILE or --dataset NAME, one of them")
+    for name, other in (("column", "text"), ("split", "dataset")):
+        if name in options and other not in options:
+            raise UserError(f"--{name} goes with --{other}, which is not given")
     model = load_language_model(folder)
     if "text" in options:
         from glomo.data import read_texts
@@ -52,7 +55,7 @@ def _evaluate(argv: Sequence[str]) -> int:
 
         texts = catalogue.load_texts(options["dataset"], options.get("split", "test"))
     stride = convert(Text(options["stride"]), int, "--stride") if "stride" in options else None
-    for name, value in model.perplexity(texts, stride).items():
+    for name, value in model.perplexity(texts, stride, progress=True).items():
         print(f"{name:<18}{value:,}")
     return 0
 

@@ -30,12 +30,14 @@ def run(
     schema: type[Schema],
     work: Callable[[Schema, Path], Result],
     summary: Callable[[Result, Path], str],
+    words: str = "",
 ) -> int:
-    """Do ``work(configuration, folder)``, print ``summary(its result, folder)``, and return the exit code.
+    """Do ``work(configuration, folder)``, print ``summary(its result, folder)``, and return the exit code. ``command``
+    is what recipes say; ``words``, if they differ, are what is typed.
 
     Raises UserError for mistakes, and where there is too little memory.
     """
-    parsed = parse(argv, command, schema)
+    parsed = parse(argv, command, schema, words or command)
     if parsed is None:
         return 0
     try:
@@ -55,18 +57,18 @@ def run(
     return 0
 
 
-def parse(argv: Sequence[str], command: str, schema: type[Schema]) -> tuple[Schema, Path] | None:
+def parse(argv: Sequence[str], command: str, schema: type[Schema], words: str) -> tuple[Schema, Path] | None:
     """``RECIPE [--out DIR] [--section.key value ...]`` as (configuration, folder); None when help was printed."""
     arguments = split_arguments(argv)
     options = dict(arguments.options)
     wants_help = options.pop("help", None) is not None
     if wants_help and not arguments.positional:
-        print(_usage(command))
+        print(_usage(command, words))
         return None
     if len(arguments.positional) != 1:
         names = ", ".join(_recipes_for(command))
         raise UserError(
-            f"`glomo {command}` needs one recipe, a name or a file, but has {len(arguments.positional)}; "
+            f"`glomo {words}` needs one recipe, a name or a file, but has {len(arguments.positional)}; "
             f"known are {names}"
         )
     recipe = arguments.positional[0]
@@ -74,14 +76,15 @@ def parse(argv: Sequence[str], command: str, schema: type[Schema]) -> tuple[Sche
     config = load_recipe(recipe, options, schema, command)
     if wants_help:
         about = read_recipe(recipe).get("about", "")
-        print(f"{_usage(command)}\n\n{recipe}: {about}\n\nkeys, and their values in this recipe:\n{describe(config)}")
+        print(f"{_usage(command, words)}\n\n{recipe}: {about}\n")
+        print(f"keys, and their values in this recipe:\n{describe(config)}")
         return None
     return config, Path(out)
 
 
-def _usage(command: str) -> str:
+def _usage(command: str, words: str) -> str:
     return (
-        f"usage: glomo {command} RECIPE [--out DIR] [--section.key value ...]\n\n"
+        f"usage: glomo {words} RECIPE [--out DIR] [--section.key value ...]\n\n"
         f"RECIPE is a .toml file or one of {', '.join(_recipes_for(command))}.\n"
         f"DIR (runs/RECIPE unless given) takes all that is written; the same call goes on where a former one stopped."
     )

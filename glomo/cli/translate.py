@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from glomo.training.translation import TranslationConfig, train_translation
 
-    return run(argv, "translate", TranslationConfig, train_translation, _summary)
+    return run(argv, "translate", TranslationConfig, train_translation, _summary, "translate train")
 
 
 def _summary(row: dict[str, Any], out: Path) -> str:

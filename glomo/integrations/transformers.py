@@ -29,7 +29,9 @@ def register() -> None:
     """
     try:
         import transformers
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
         raise ImportError(f"{NEEDED}, and none is installed") from error
     if int(transformers.__version__.partition(".")[0]) < 5:
         raise ImportError(f"{NEEDED}, and this is {transformers.__version__}")

@@ -46,6 +46,16 @@ def _hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Sees a call and changes nothing."""
 
 
+def _nested_like(query: Tensor, sequences: list[Tensor]) -> Tensor:
+    """The sequences as a nested tensor with the lengths of the query, which can be added to it."""
+    if not sequences:
+        return query
+    jagged = cast(Any, query)
+    if query.layout == torch.jagged and jagged.lengths() is None:
+        return torch.nested.nested_tensor_from_jagged(torch.cat(sequences), jagged.offsets())
+    return torch.nested.as_nested_tensor(sequences, layout=query.layout)
+
+
 class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`, argument for argument and weight for weight, computed by :func:`glomo.attention`
     or, with ``activation="relu2"``, by :func:`glomo.relu2_attention`.
@@ -119,7 +129,8 @@ class MultiheadAttention(nn.MultiheadAttention):
         """PyTorch's meanings: in a bool mask True hides a source, a floating one is added to the scores.
 
         Args:
-            query: (T, B, embed_dim), (B, T, embed_dim) with batch_first, or (T, embed_dim).
+            query: (T, B, embed_dim), (B, T, embed_dim) with batch_first, or (T, embed_dim); or a nested tensor (B,
+                ragged, embed_dim), which is key and value as well.
             key: (S, B, kdim) in the same layout.
             value: (S, B, vdim).
             key_padding_mask: (B, S), or (S,) without a batch.
@@ -134,9 +145,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         """
         if query.is_nested:
             alone = query is key and key is value and key_padding_mask is None and attn_mask is None
-            if not alone or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
+            if not alone or is_causal or self.in_proj_weight is None or self.bias_k is not None or self.add_zero_attn:
                 raise ValueError(
-                    "A nested query must be key and value as well, without masks, add_bias_kv and add_zero_attn."
+                    "A nested query must be key and value as well, without masks, is_causal, add_bias_kv and "
+                    "add_zero_attn."
                 )
             return self._nested_with_weights(query, average_attn_weights) if need_weights else self._nested(query)
         batched = query.dim() == 3
@@ -167,6 +179,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             out = out[0].transpose(0, 1)
         else:
             out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
+        # as in PyTorch the weights of out_proj, not the module: its hooks are not called
         return linear(out.flatten(-2), self.out_proj.weight, self.out_proj.bias), weights
 
     def _check(
@@ -232,9 +245,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         floating if one of them is."""
         masks = []
         if key_padding_mask is not None:
-            masks.append(key_padding_mask.view(key.size(0), 1, 1, -1))
+            masks.append(key_padding_mask[..., None, None, :] if key_padding_mask.dim() == 2 else key_padding_mask)
         if attn_mask is not None:
-            heads = (1, 1) if attn_mask.dim() == 2 else (-1, self.num_heads)
+            heads = (1, 1) if attn_mask.dim() == 2 else (query.size(0), self.num_heads)
             masks.append(attn_mask.view(*heads, query.size(-2), key.size(-2)))
         if not masks:
             return None
@@ -290,17 +303,19 @@ class MultiheadAttention(nn.MultiheadAttention):
             bias, scale = self.affinity_bias.flatten(), q.size(-1) ** -0.5
             heads = relu2_attention_varlen(q, k, v, *where, bias, dropout_p=dropout_p, scale=scale)
         out = linear(cast(Tensor, heads).flatten(-2), self.out_proj.weight, self.out_proj.bias)
-        return torch.nested.as_nested_tensor(list(out.split(lengths)), layout=query.layout), None
+        return _nested_like(query, list(out.split(lengths))), None
 
     def _nested_with_weights(self, query: Tensor, average: bool) -> tuple[Tensor, Tensor]:
         """The same by way of a padded batch; weights (B, S, S) or (B, num_heads, S, S) are 0 behind a sequence."""
         lengths = [len(x) for x in query.unbind()]
-        x = query.to_padded_tensor(0.0)
-        behind = torch.arange(x.size(1), device=x.device) >= torch.tensor(lengths, device=x.device)[:, None]
+        if any(lengths):
+            x = query.to_padded_tensor(0.0)
+        else:
+            x = torch.zeros(len(lengths), 0, self.embed_dim, dtype=query.dtype, device=query.device)
+        behind = torch.arange(x.size(1), device=x.device) >= torch.tensor(lengths, device=x.device).view(-1, 1)
         x = x if self.batch_first else x.transpose(0, 1)
         out, weights = self.forward(x, x, x, behind, average_attn_weights=average)
         out = out if self.batch_first else out.transpose(0, 1)
         sequences = [y[:length] for y, length in zip(out, lengths, strict=True)]
         hidden = behind[:, :, None] if average else behind[:, None, :, None]
-        nested = torch.nested.as_nested_tensor(sequences, layout=query.layout)
-        return nested, cast(Tensor, weights).masked_fill(hidden, 0.0)
+        return _nested_like(query, sequences), cast(Tensor, weights).masked_fill(hidden, 0.0)

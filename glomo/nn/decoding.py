@@ -112,6 +112,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[int]:
     """Units drawn one by one behind a prompt, until `end` or `max_length` of them, each with the probability
 
@@ -120,24 +121,27 @@ def sample(
         p(unit)^(1 / temperature) / sum of the same over the top_k most probable units (0: over all)
 
     Raises:
-        UserError: there is no prompt, temperature is not above 0, or top_k is negative.
+        UserError: there is no prompt, temperature is not above 0 and finite, or top_k is negative.
     """
     if not prompt:
         raise UserError("a prompt of no units: the first is what starts sequences")
-    if not temperature > 0 or top_k < 0:
-        raise UserError(f"the temperature is {temperature} and top_k {top_k}; above 0 and at least 0 are needed")
+    if not 0 < temperature < float("inf") or top_k < 0:
+        raise UserError(
+            f"the temperature is {temperature} and top_k {top_k}; a finite one above 0, and at least 0, are needed"
+        )
     found: list[int] = []
     for unit in prompt:
-        log_probabilities = state.step(torch.tensor([unit]))[0]
+        log_probabilities = state.step(torch.tensor([unit], device=device))[0]
     while len(found) < max_length:
         scores, units = log_probabilities.topk(min(top_k or len(log_probabilities), len(log_probabilities)))
-        drawn = torch.multinomial((scores / temperature).softmax(-1), 1, generator=generator)
+        p = ((scores - scores[0]).double() / temperature).softmax(-1)  # the first is the largest
+        drawn = torch.multinomial(p.cpu(), 1, generator=generator)
         unit = int(units[drawn])
         if unit == end:
             break
         found.append(unit)
         if len(found) < max_length:
-            log_probabilities = state.step(torch.tensor([unit]))[0]
+            log_probabilities = state.step(torch.tensor([unit], device=device))[0]
     return found
 
 

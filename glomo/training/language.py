@@ -18,6 +18,7 @@ from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.config import check_range, to_dict
 from glomo.training.loop import Task, TrainConfig, set_up, train
 from glomo.training.models import model_meta
+from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 
@@ -136,21 +137,28 @@ def running_units(texts: Iterable[str], vocabulary: AnyVocabulary, end: int) -> 
 
 def windows(units: Tensor, starts: Iterable[int], length: int) -> tuple[Tensor, Tensor]:
     """(what is read, what follows it), (B, length) each, padded with 0 at the end of the text."""
-    parts = [units[start : start + length + 1].long().tolist() for start in starts]
+    parts = [units[start : start + length + 1].long() for start in starts]
     return pad([part[:-1] for part in parts])[0], pad([part[1:] for part in parts])[0]
 
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: LanguageModel, units: Tensor, length: int, stride: int, device: torch.device | str = "cpu", batch: int = 16
+    model: LanguageModel,
+    units: Tensor,
+    length: int,
+    stride: int,
+    device: torch.device | str = "cpu",
+    batch: int = 16,
+    progress: bool = False,
 ) -> tuple[float, int]:
     """(nats, units) of all units but the first. Windows of ``length`` begin every ``stride`` units, and count what no
-    window before them has counted: a unit is predicted from ``length - stride`` others or more."""
+    window before them has counted: but for the first window's, a unit is predicted from more than ``length - stride``.
+    """
     model.eval()
     total, count = 0.0, 0
     starts = [0, *range(stride, max(len(units) - 1 - (length - stride), 0), stride)]
-    for first in range(0, len(starts), batch):
-        part = starts[first : first + batch]
+    parts = [starts[first : first + batch] for first in range(0, len(starts), batch)]
+    for part in track(parts, "lm", "batch") if progress else parts:
         inputs, outputs = windows(units, part, length)
         for row, start in enumerate(part):
             if start:

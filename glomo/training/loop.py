@@ -160,6 +160,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     ``folder`` is None in every process but the first. Raises UserError for a loss that is not finite (nothing saved is
     lost), for a full disk, and for checkpoints that do not fit; `Interrupted` after Ctrl-C or SIGTERM.
     """
+    if config.batch_tokens and not isinstance(task.batches, TokenBatches):
+        raise UserError("train.batch_tokens is for sentence pairs; here train.batch_size says how much is in a batch")
     model = task.model.to(world.device)
     sharded = config.shard and world.shard(model)
     optimizer = make_optimizer(model, config)

@@ -57,6 +57,8 @@ def model_in(
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise
         where, reason = folder / checkpoint.META, f"{type(error).__name__}: {str(error)[:200]}"
         raise UserError(
             f"{where} is damaged and describes no {what} ({reason}); use another checkpoint, or train again"

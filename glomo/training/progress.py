@@ -57,12 +57,14 @@ class Progress:
 def track(items: Sequence[T], title: str, unit: str) -> Iterator[T]:
     """The items, with a bar on a terminal."""
     bar = _bar(title, len(items), unit)
-    for item in items:
-        yield item
+    try:
+        for item in items:
+            yield item
+            if bar is not None:
+                bar.update(1)
+    finally:
         if bar is not None:
-            bar.update(1)
-    if bar is not None:
-        bar.close()
+            bar.close()
 
 
 def _bar(title: str, total: int, unit: str, start: int = 0) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Translator:
     vocabulary: Subwords
     method: Method
     max_length: int
-    """the longest source it takes, in units"""
+    """the longest source it takes, in units; a recurrent model takes any"""
 
     @torch.no_grad()
     def translate(
@@ -105,7 +106,7 @@ def load_translator(path: str | Path) -> Translator:
     with model_in(path, "translation", "translator") as (found, vocabulary):
         if not isinstance(vocabulary, Subwords):
             raise UserError("the vocabulary has no subwords")
-        method, longest = Method(**found.meta["method"]), int(found.meta["config"]["data"]["max_length"])
+        method, longest = Method(**found.meta["method"]), sys.maxsize
         model: Transformer | RNNTranslator
         if method.model == "transformer":
             config = TransformerConfig.from_dict(found.meta["model"])

@@ -19,10 +19,11 @@ def attention_forward(
     diagonal: int | None,
     scale: float,
     save: bool,
+    inside: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(out, lse, residual, active tiles, correction): cpu_attention.forward."""
     numbers = dropout_p, diagonal, scale, 0.0
-    return cpu_attention.forward(SOFTMAX, query, key, value, *bias_and_mask(attn_mask), seed, numbers, save)
+    return cpu_attention.forward(SOFTMAX, query, key, value, *bias_and_mask(attn_mask), seed, numbers, save, inside)
 
 
 def attention_backward(
@@ -37,6 +38,7 @@ def attention_backward(
     diagonal: int | None,
     scale: float,
     save: bool,
+    inside: bool,
     *,
     needs: list[bool],
 ) -> list[Tensor]:

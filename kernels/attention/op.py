@@ -85,7 +85,12 @@ _triton_varlen = differentiable_op(
     saved_outputs=2,
 )
 
-_BACKENDS = {"reference": reference.attention, "blocked": _blocked, "cpu": saving(_cpu), "triton": _triton}
+_BACKENDS = {
+    "reference": reference.attention,
+    "blocked": _blocked,
+    "cpu": saving(cpu_attention.laid_out(_cpu)),
+    "triton": _triton,
+}
 _VARLEN_BACKENDS = {
     "reference": reference.attention_varlen,
     "blocked": _blocked_varlen,

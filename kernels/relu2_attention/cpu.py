@@ -20,10 +20,11 @@ def relu2_attention_forward(
     scale: float,
     eps: float,
     save: bool,
+    inside: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out, Z, residual, active tiles): cpu_attention.forward."""
     numbers = dropout_p, diagonal, scale, eps
-    return cpu_attention.forward(RELU2, query, key, value, bias, attn_mask, seed, numbers, save)[:4]
+    return cpu_attention.forward(RELU2, query, key, value, bias, attn_mask, seed, numbers, save, inside)[:4]
 
 
 def relu2_attention_backward(
@@ -40,6 +41,7 @@ def relu2_attention_backward(
     scale: float,
     eps: float,
     save: bool,
+    inside: bool,
     *,
     needs: list[bool],
 ) -> list[Tensor]:

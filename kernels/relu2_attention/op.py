@@ -90,7 +90,7 @@ _triton_varlen = differentiable_op(
 _BACKENDS = {
     "reference": reference.relu2_attention,
     "blocked": _blocked,
-    "cpu": saving(_cpu),
+    "cpu": saving(cpu_attention.laid_out(_cpu)),
     "triton": _triton,
 }
 _VARLEN_BACKENDS = {

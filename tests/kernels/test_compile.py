@@ -63,7 +63,7 @@ def test_compiles_whole_with_static_and_dynamic_shapes(call):
                 assert (a is None and b is None) or torch.equal(a, b)
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if c in (relu2_attention, varlen)])
+@pytest.mark.parametrize("call", [relu2_attention, attention, varlen])
 def test_compiles_with_inductor(call):
     """Inductor relies on the strides that the fake versions promise: here on inputs that are not contiguous."""
     torch._dynamo.reset()
@@ -73,6 +73,29 @@ def test_compiles_with_inductor(call):
     found = outputs_and_gradients(torch.compile(call, fullgraph=True), tensors)
     for a, b in zip(expected, found, strict=True):
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(DEVICE != "cpu" or INTERPRETED, reason="what the C++ kernels do")
+@pytest.mark.parametrize("call", [relu2_attention, attention])
+def test_the_output_is_laid_out_as_the_query(call):
+    """Heads side by side stay so, and whoever puts them together copies nothing."""
+    q, k, v, b = inputs()
+    side_by_side = q.transpose(1, 2).contiguous().transpose(1, 2)
+    expected, found = call(q, k, v, b)[0], call(side_by_side, k, v, b)[0]
+    assert torch.equal(found, expected)
+    assert expected.is_contiguous()
+    assert found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("call", [relu2_attention, attention])
+def test_lengths_that_only_the_data_tell(call):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v, b: call(q, k, v, b)[0], fullgraph=True, backend="aot_eager")
+    for q in (random(2, 4, 12, 8), random(2, 12, 4, 8).transpose(1, 2)):
+        k, v, b = inputs()[1:]
+        expected = call(q, k, v, b)[0]
+        torch._dynamo.decorators.mark_unbacked(q, 2)
+        assert torch.equal(compiled(q, k, v, b), expected)
 
 
 def test_dropout_inside_compile_draws_anew():
@@ -150,8 +173,9 @@ SAMPLES = {
 }
 if not INTERPRETED and DEVICE == "cpu" and cpu_library.MISSING is None:
     for name, sample in list(SAMPLES.items()):
-        saves = (True,) if "attention" in name else ()  # whether a backward pass may follow
-        SAMPLES[name.replace("blocked", "cpu")] = lambda *tensors, s=sample, more=saves: (*s(*tensors), *more)
+        # whether a backward pass may follow, and whether the output's heads are to lie side by side
+        more = (True,) if "varlen" in name else (True, True) if "attention" in name else ()
+        SAMPLES[name.replace("blocked", "cpu")] = lambda *tensors, s=sample, more=more: (*s(*tensors), *more)
 if INTERPRETED or DEVICE == "cuda":
     on_triton = {name.replace("blocked", "triton"): sample for name, sample in SAMPLES.items() if "blocked" in name}
     SAMPLES = on_triton if INTERPRETED else SAMPLES | on_triton

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import glomo
-from glomo.kernels import registration, use_backend
+from glomo.kernels import cpu_library, registration, use_backend
 from parity import DEVICE, random
 
 
@@ -183,6 +183,28 @@ def test_vmap():
         torch.vmap(glomo.relu2_attention)(query[:0], key[:0], value[:0])
 
 
+@pytest.mark.skipif(cpu_library.MISSING is not None, reason="saves what only the C++ kernels save")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_vmap_saves_what_the_gradient_needs(dtype):
+    """Of a tensor of slices nobody sees that it requires a gradient; lse alone loses the sum at scores of -1e9."""
+    x = torch.randn(3, 70, 16, dtype=dtype, requires_grad=True)
+    mask = torch.zeros(70, 70)
+    mask[1::2] = -1e9
+
+    def gradient(together, x):
+        out = torch.vmap(attend)(x) if together else torch.stack([attend(one) for one in x])
+        return torch.autograd.grad(out.double().square().sum(), x)[0].double()
+
+    def attend(x):
+        return glomo.attention(x, x, x, mask.to(x.dtype))
+
+    with use_backend("reference"):
+        exact = gradient(False, x.detach().double().requires_grad_())
+    with use_backend("cpu"):
+        errors = [(gradient(together, x) - exact).abs().max() for together in (True, False)]
+    assert errors[0] <= 1.5 * errors[1] + 1e-6
+
+
 def test_vmap_with_dropout():
     query = torch.randn(1, 2, 64, 16).expand(3, -1, -1, -1)
 
@@ -209,9 +231,11 @@ def test_a_batch_of_gradients():
 
 def test_the_folders_own_name_is_another_name_for_the_same_ops(monkeypatch):
     """transformers imports it, in the root. A second registration would free what the first ops point to."""
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
     monkeypatch.syspath_prepend(Path(glomo.__file__).parents[1])
     before = torch.ops.glomo.attention_cpu.default
     kernels = importlib.import_module("kernels")
     assert kernels.attention is glomo.kernels.attention
     assert custom_ops.OPDEFS["glomo::attention_cpu"]._opoverload is before
     assert not [name for name in sys.modules if name.startswith("kernels.")]
+    monkeypatch.delitem(sys.modules, "kernels")

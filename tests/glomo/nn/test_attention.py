@@ -191,12 +191,28 @@ def test_weights_of_a_nested_tensor(average, batch_first):
     torch.testing.assert_close(out.to_padded_tensor(0.0), expected.to_padded_tensor(0.0))
 
 
+def test_a_jagged_tensor_can_be_added_to_the_result():
+    ours = MultiheadAttention(WIDTH, HEADS, batch_first=True)
+    x = torch.nested.nested_tensor([torch.randn(4, WIDTH), torch.randn(2, WIDTH)], layout=torch.jagged)
+    for need_weights in (False, True):
+        out, _ = ours(x, x, x, need_weights=need_weights)
+        for row, part in zip(x.unbind(), (x + out).unbind(), strict=True):
+            torch.testing.assert_close(part, row + ours(row, row, row)[0])
+
+
 def test_no_sequences():
     ours = MultiheadAttention(WIDTH, HEADS, batch_first=True)
     nested = torch.nested.nested_tensor([], dtype=torch.float32)
-    assert ours(nested, nested, nested, need_weights=False)[0].size(0) == 0
+    for need_weights in (False, True):
+        out, weights = ours(nested, nested, nested, need_weights=need_weights)
+        assert out.size(0) == 0
+        assert weights is None or weights.shape == (0, 0, 0)
+    nothing = torch.nested.nested_tensor([torch.randn(0, WIDTH)])
+    out, weights = ours(nothing, nothing, nothing)
+    assert out.unbind()[0].shape == (0, WIDTH)
+    assert weights.shape == (1, 0, 0)
     x = torch.randn(0, T, WIDTH)
-    out, weights = ours(x, x, x)
+    out, weights = ours(x, x, x, attn_mask=torch.zeros(0, T, T), key_padding_mask=torch.zeros(0, T))
     assert (out.shape, weights.shape) == ((0, T, WIDTH), (0, T, T))
 
 
@@ -233,6 +249,7 @@ def test_what_pytorchs_module_can_do_otherwise():
         (lambda: forward(attn_mask=torch.zeros(5, 5, dtype=torch.int64)), TypeError, "attn_mask is torch.int64"),
         (lambda: forward(is_causal=True), ValueError, "is_causal .* attn_mask"),
         (lambda: forward(nested=True, add_zero_attn=True), ValueError, "nested"),
+        (lambda: forward(nested=True, is_causal=True), ValueError, "nested .* is_causal"),
     ],
 )
 def test_bad_input(call, error, sentence):
@@ -245,5 +262,5 @@ def forward(query=None, key=None, nested=False, add_zero_attn=False, **options):
     x = torch.randn(T, B, WIDTH)
     if nested:
         x = torch.nested.nested_tensor([torch.randn(2, WIDTH), torch.randn(3, WIDTH)])
-        return ours(x, x, x, need_weights=False)
+        return ours(x, x, x, need_weights=False, **options)
     return ours(x if query is None else query, x if key is None else key, x, **options)

@@ -101,6 +101,7 @@ def test_a_sample_goes_on_from_its_prompt():
         expected, before, last = [*expected, unit], last, unit
     assert sample(Table(table), [END, 1, 2], END, 6, top_k=1) == expected
     assert sample(Table(table), [END, 1, 2], END, 6, temperature=1e-3) == expected
+    assert sample(Table(table), [END, 1, 2], END, 6, temperature=1e-40) == expected
     assert sample(Table(table), [END], END, 0) == []
 
 
@@ -111,6 +112,7 @@ def test_a_sample_goes_on_from_its_prompt():
         ([END], {"temperature": 0.0}, "temperature is 0.0"),
         ([END], {"top_k": -1}, "top_k -1"),
         ([END], {"temperature": float("nan")}, "temperature is nan"),
+        ([END], {"temperature": float("inf")}, "temperature is inf"),
     ],
 )
 def test_bad_samples(prompt, options, sentence):

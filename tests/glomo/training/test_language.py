@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glomo.cli.main import main
-from glomo.data import Vocabulary
+from glomo.data import Vocabulary, catalogue
 from glomo.errors import UserError
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
@@ -15,6 +15,8 @@ from glomo.training import checkpoint
 from glomo.training.config import build
 from glomo.training.language import (
     LanguageConfig,
+    LanguageData,
+    load_texts,
     negative_log_likelihood,
     running_units,
     train_language_model,
@@ -93,6 +95,26 @@ def test_a_model_that_knows_nothing():
     assert "bits_per_byte" not in figures
 
 
+def test_text_almost_without_white_space_has_no_perplexity_a_word():
+    model = LanguageModel(TransformerConfig.preset("tiny", vocab_size=3, max_length=16))
+    assert (
+        TrainedLanguageModel(model, Vocabulary(["a"]), 16, 16).perplexity(["a!" * 900])["perplexity_word"] == math.inf
+    )
+
+
+def test_learned_positions_are_read_as_far_as_they_were_trained(text, tmp_path):
+    train_language_model(recipe(text, model={"positions": "learned"}, data={"length": 8}), tmp_path / "run")
+    with pytest.raises(UserError, match="2 units of prompt and 7 more are too many; the model takes 8"):
+        load_language_model(tmp_path / "run").generate("the red", units=7)
+    assert load_language_model(tmp_path / "run").generate("the red", units=6)
+
+
+def test_a_data_sets_own_text_for_validation(monkeypatch):
+    monkeypatch.setattr(catalogue, "load_texts", lambda name, split="train": [f"{name} {split}"])
+    assert load_texts(LanguageData(dataset="wikitext-2")) == (["wikitext-2 train"], ["wikitext-2 valid"])
+    assert load_texts(LanguageData(dataset="squad-paragraphs")) == (["squad-paragraphs train"], [])
+
+
 def test_learns_and_is_found_again(text, tmp_path):
     config = recipe(text, train={"steps": 120}, data={"vocabulary": "subwords", "vocab_size": 300})
     row = train_language_model(config, tmp_path / "run")
@@ -135,6 +157,7 @@ def test_text_of_ones_own_for_validation(text, tmp_path):
     ("sections", "sentence"),
     [
         (dict(data={"text": ()}), "names no text"),
+        (dict(train={"batch_tokens": 100}), "train.batch_tokens is for sentence pairs"),
         (dict(data={"length": 65}), "data.length is 65; model.max_length, which is 64, is less"),
     ],
 )
@@ -155,8 +178,12 @@ def test_the_command_line(text, tmp_path, capsys):
         (["eval", str(run)], "--text FILE or --dataset NAME"),
         (["eval", str(run), "--text", str(text), "--stride", "17"], "the stride is 17; it must be from 1 to 16"),
         (["run", str(run), "a", "b"], "a folder and at most one prompt are needed, but 3 words are given"),
-        (["run", str(run), "--units", "70"], "0 units of prompt and 70 more are too many; the model takes 63"),
+        (["run", str(run), "--units", "70"], "0 units of prompt and 70 more are too many; the model takes 64"),
         (["run", str(run), "--temperature", "0"], "temperature is 0.0"),
+        (["run", str(run), "--units", "-1"], "units is -1"),
+        (["run", str(run), "--seed", str(2**70)], "a number of 64 bits"),
+        (["eval", str(run), "--text", str(text), "--split", "test"], "--split goes with --dataset"),
+        (["train"], "`glomo lm train` needs one recipe"),
         (["runn", str(run)], "no command lm 'runn'"),
     ):
         assert main(["lm", *arguments]) == 2
