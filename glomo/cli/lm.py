@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from glomo.cli.recipe_command import run
+from glomo.cli.recipe_command import run, trained
 from glomo.cli.subcommands import dispatch, folder_and_options
 from glomo.errors import UserError
 from glomo.training.config import Text, convert
@@ -28,12 +26,7 @@ def main(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from glomo.training.language import LanguageConfig, train_language_model
 
-    return run(argv, "lm", LanguageConfig, train_language_model, _summary, "lm train")
-
-
-def _summary(row: dict[str, Any], out: Path) -> str:
-    valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
-    return f"step {row['step']}, loss {row['loss']:.4f}{valid}; the language model is in {out}"
+    return run(argv, "lm", LanguageConfig, train_language_model, trained("language model"), "lm train")
 
 
 def _evaluate(argv: Sequence[str]) -> int:

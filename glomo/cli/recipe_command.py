@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from glomo.errors import UserError
 from glomo.training.config import describe, load_recipe, read_recipe, recipe_names, recipe_path, split_arguments
@@ -55,6 +55,16 @@ def run(
     if is_first():
         print(summary(result, parsed[1]))
     return 0
+
+
+def trained(what: str) -> Callable[[dict[str, Any], Path], str]:
+    """A summary of the last metrics row, and where the ``what`` that came of it is."""
+
+    def summary(row: dict[str, Any], out: Path) -> str:
+        valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
+        return f"step {row['step']}, loss {row['loss']:.4f}{valid}; the {what} is in {out / 'final'}"
+
+    return summary
 
 
 def parse(argv: Sequence[str], command: str, schema: type[Schema], words: str) -> tuple[Schema, Path] | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glomo.cli.recipe_command import run
+from glomo.cli.recipe_command import run, trained
 from glomo.cli.subcommands import dispatch, folder_and_options
 from glomo.errors import UserError
 from glomo.training.config import Text, convert
@@ -32,12 +32,7 @@ def main(argv: Sequence[str]) -> int:
 def _train(argv: Sequence[str]) -> int:
     from glomo.training.translation import TranslationConfig, train_translation
 
-    return run(argv, "translate", TranslationConfig, train_translation, _summary, "translate train")
-
-
-def _summary(row: dict[str, Any], out: Path) -> str:
-    valid = f", validation loss {row['valid_loss']:.4f}" if "valid_loss" in row else ""
-    return f"step {row['step']}, loss {row['loss']:.4f}{valid}; the translator is in {out / 'final'}"
+    return run(argv, "translate", TranslationConfig, train_translation, trained("translator"), "translate train")
 
 
 def _translator(folder: str, options: dict[str, str]) -> Any:
