@@ -19,6 +19,7 @@ HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
 
 
 PLAIN = ["--train.threads", "1", "--train.device", "cpu", "--train.progress", "0", "--train.eval_every", "3"]
+PLAIN += ["--train.precision", "fp32"]
 SGD = ["--train.optimizer", "sgd", "--train.lr", "0.5", "--train.warmup", "0", "--train.decay", "constant"]
 ADAM = ["--train.optimizer", "adamw", "--train.lr", "1e-3", "--train.weight_decay", "0"]
 SINGLES = ["--train.batch_tokens", "24"]  # mostly a pair a batch, so that a process has nothing to do
@@ -39,7 +40,7 @@ def translate(folder):
     words = HAMLET.read_text().split()
     lines = [" ".join(words[i : i + 5]) + "\t" + " ".join(reversed(words[i : i + 5])) for i in range(0, 2000, 5)]
     pairs.write_text("source\ttarget\n" + "\n".join(line.replace('"', "") for line in lines) + "\n")
-    more = ["--data.vocab_size", "400", "--train.batch_tokens", "500", "--train.precision", "fp32"]
+    more = ["--data.vocab_size", "400", "--train.batch_tokens", "500"]
     return ["translate", "train", "translate-small", "--data.pairs", str(pairs), *more, *SMALL]
 
 
