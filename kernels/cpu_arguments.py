@@ -20,12 +20,23 @@ def with_lead(lead: Sequence[int], *tensors: Tensor | None) -> list[Tensor | Non
     return [t if t is None or t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in views]
 
 
-def gradient_buffer(t: Tensor | None, lead: Sequence[int], need: bool, wide: bool = False) -> Tensor | None:
-    """For the gradient of t, with all leading dimensions: in fp32 where it is still to be summed over some of them, or
-    where asked for."""
+def empty_rows(like: Tensor, shape: Sequence[int], inside: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the shape (..., T, E); inside: (B, H, T, E) with the heads side by side in memory."""
+    if inside and len(shape) == 4:
+        return like.new_empty(shape[0], shape[2], shape[1], shape[3], dtype=dtype).transpose(1, 2)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def gradient_buffer(
+    t: Tensor | None, lead: Sequence[int], need: bool, wide: bool = False, inside: bool = False
+) -> Tensor | None:
+    """Zeros for the gradient of t, with all leading dimensions: in fp32 where it is still to be summed over some of
+    them, or where asked for; else, where asked for, with the heads `inside`."""
     if t is None or not need:
         return None
-    return t.new_zeros(*lead, *t.shape[-2:], dtype=torch.float32 if wide or t.shape[:-2] != lead else t.dtype)
+    broadcast = t.shape[:-2] != lead
+    dtype = torch.float32 if wide or broadcast else t.dtype
+    return empty_rows(t, (*lead, *t.shape[-2:]), inside and not broadcast, dtype).zero_()
 
 
 class BiasSums:

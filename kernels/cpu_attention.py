@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .arguments import broadcast
-from .cpu_arguments import BiasSums, gradient_buffer, summed, unless_empty, with_lead
+from .cpu_arguments import BiasSums, empty_rows, gradient_buffer, summed, unless_empty, with_lead
 from .registration import fake_packed_rows, fake_rows
 
 TILE = 64
@@ -35,8 +35,8 @@ def _tiles(t: Tensor) -> int:
 
 
 def heads_inside(query: Tensor) -> bool:
-    """Whether the heads of a query (B, H, T, E) lie side by side in memory. Then the output's do as well: a model that
-    puts them together again need not copy."""
+    """Whether the heads of a query (B, H, T, E) lie side by side in memory. Then those of the output and the gradients
+    do as well: a model that puts them together again need not copy."""
     if query.dim() != 4:
         return False
     if torch.compiler.is_compiling():  # strides may be unknown
@@ -51,18 +51,20 @@ def laid_out(op: Any) -> Any:
     return lambda *inputs: op(*inputs, heads_inside(inputs[0]))
 
 
-def empty_out(query: Tensor, lead: Sequence[int], width: int, inside: bool) -> Tensor:
-    """(..., T, width) for the output."""
-    if inside and len(lead) == 2:
-        return query.new_empty(lead[0], query.size(2), lead[1], width).transpose(1, 2)
-    return query.new_empty(*lead, query.size(-2), width)
+def fake_gradients(
+    outputs: Sequence[Tensor], query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *rest: Any
+) -> list[Tensor | None]:
+    """Shapes of backward's gradients; the last argument is `heads_inside`."""
+    lead = outputs[0].shape[:-2]
+    rows = [empty_rows(t, t.shape, rest[-1] and t.shape[:-2] == lead) for t in (query, key, value)]
+    return [*rows, None if bias is None else bias.new_empty(bias.shape)]
 
 
 def fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Shapes of forward's outputs; the last arguments say whether a backward pass may follow, and `heads_inside`."""
     out, statistic = fake_rows(query, key, value)
     lead, (save, inside) = out.shape[:-2], rest[-2:]
-    out = empty_out(query, lead, value.size(-1), inside)
+    out = empty_rows(query, out.shape, inside)
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_empty(active_shape(lead, query, key, save), dtype=torch.int8)
     return out, statistic, residual, active, statistic.new_empty(statistic.shape if save else (0,))
@@ -91,7 +93,7 @@ def forward(
     """(out, Z or lse, residual, active tiles, what lse lost by rounding); save: whether a backward pass may follow,
     which the last three are for; inside: `heads_inside`."""
     lead = broadcast(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    out = empty_out(query, lead, value.size(-1), inside)
+    out = empty_rows(query, (*lead, query.size(-2), value.size(-1)), inside)
     statistic = query.new_empty(out.shape[:-1], dtype=torch.float32)
     residual = query.new_empty(residual_shape(lead, query, value, query.size(-2), save), dtype=torch.float32)
     active = query.new_zeros(active_shape(lead, query, key, save), dtype=torch.int8)
@@ -115,12 +117,13 @@ def backward(
     seed: Tensor | None,
     numbers: Numbers,
     needs: list[bool],
+    inside: bool,
 ) -> list[Tensor]:
-    """Gradients of query, key, value and bias."""
+    """Gradients of query, key, value and bias; inside: `heads_inside`."""
     (dout, dstatistic), (out, statistic, residual, active, *correction) = grad_outputs, outputs
     return _gradients(
         rule, dout, dstatistic, out, statistic, (residual, active, *correction), query, key, value, bias, attn_mask,
-        (seed, None, None), numbers, needs,
+        (seed, None, None), numbers, needs, inside,
     )  # fmt: skip
 
 
@@ -171,7 +174,7 @@ def packed_backward(
     gradients = _gradients(
         rule, dout.movedim(0, -2), dstatistic.movedim(0, -1), out.movedim(0, -2), statistic.movedim(0, -1),
         (residual, residual.new_empty(0), *correction), query.movedim(0, -2), key.movedim(0, -2),
-        value.movedim(0, -2), _pairs(bias), None, options, numbers, needs,
+        value.movedim(0, -2), _pairs(bias), None, options, numbers, needs, False,
     )  # fmt: skip
     back = [((-2,), (0,))] * 3 + [((-2, -1), (0, 1))]
     return [g.movedim(*m).contiguous() if need else g for g, m, need in zip(gradients, back, needs, strict=True)]
@@ -197,9 +200,10 @@ def _gradients(
     options: tuple[Tensor | None, ...],
     numbers: Numbers,
     needs: list[bool],
+    inside: bool,
 ) -> list[Tensor]:
     lead = out.shape[:-2]
-    made = [gradient_buffer(t, lead, need) for t, need in zip((query, key, value), needs, strict=False)]
+    made = [gradient_buffer(t, lead, need, inside=inside) for t, need in zip((query, key, value), needs, strict=False)]
     sums = BiasSums(bias if needs[3] else None, lead, query.size(-2), key.size(-2), query, in_turns=True)
     torch.ops.glomo_cpu.attention_backward(
         rule, dout, dstatistic, out, statistic, *(*map(unless_empty, saved), None)[:3],

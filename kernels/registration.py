@@ -33,6 +33,7 @@ def differentiable_op(
     fake: Op,
     differentiable: Sequence[str],
     saved_outputs: int = 0,
+    fake_gradients: Op | None = None,
 ) -> Op:
     """Registers `glomo::<name>` and `glomo::<name>_backward` and returns a function that calls the first.
 
@@ -44,6 +45,8 @@ def differentiable_op(
         fake: fake(*inputs) -> empty tensors with the shapes and dtypes of the outputs.
         differentiable: names of the inputs that get gradients.
         saved_outputs: how many of the last outputs are only for the backward pass: grad_outputs has none for them.
+        fake_gradients: fake_gradients(outputs, *inputs) -> empty tensors like the gradients, in the order of
+            `differentiable`, for a backward that does not lay out all of them contiguously.
     """
     plain_forward, plain_backward = _without_autocast(forward), _without_autocast(backward)
     schema = torch.library.infer_schema(forward, mutates_args=())
@@ -60,11 +63,12 @@ def differentiable_op(
         return tuple(plain_backward(grads, list(rest[:num_outputs]), *rest[num_outputs:], needs=needs))
 
     def fake_backward(*tensors, needs):
-        inputs = tensors[num_grads + num_outputs :]
-        return tuple(
-            torch.empty_like(inputs[p], memory_format=torch.contiguous_format) if need else tensors[0].new_empty(0)
-            for p, need in zip(positions, needs, strict=True)
-        )
+        outputs, inputs = tensors[num_grads : num_grads + num_outputs], tensors[num_grads + num_outputs :]
+        if fake_gradients is not None:
+            found = fake_gradients(outputs, *inputs)
+        else:
+            found = [None if inputs[p] is None else inputs[p].new_empty(inputs[p].shape) for p in positions]
+        return tuple(g if need else tensors[0].new_empty(0) for g, need in zip(found, needs, strict=True))
 
     before = [f"Tensor grad_{n}" for n in range(num_grads)] + [f"Tensor output_{n}" for n in range(num_outputs)]
     backward_op = torch.library.custom_op(

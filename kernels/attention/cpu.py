@@ -44,7 +44,7 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value and a float attn_mask."""
     arguments = query, key, value, *bias_and_mask(attn_mask), seed, (dropout_p, diagonal, scale, 0.0)
-    return cpu_attention.backward(SOFTMAX, grad_outputs, outputs, *arguments, needs)
+    return cpu_attention.backward(SOFTMAX, grad_outputs, outputs, *arguments, needs, inside)
 
 
 def attention_varlen_forward(

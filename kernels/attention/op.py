@@ -37,6 +37,7 @@ _cpu = differentiable_op(
     cpu_attention.fake,
     differentiable=("query", "key", "value", "attn_mask"),
     saved_outputs=3,
+    fake_gradients=cpu_attention.fake_gradients,
 )
 
 _blocked_varlen = differentiable_op(

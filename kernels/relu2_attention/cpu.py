@@ -47,7 +47,7 @@ def relu2_attention_backward(
 ) -> list[Tensor]:
     """Gradients of query, key, value and bias."""
     arguments = query, key, value, bias, attn_mask, seed, (dropout_p, diagonal, scale, eps)
-    return cpu_attention.backward(RELU2, grad_outputs, outputs, *arguments, needs)
+    return cpu_attention.backward(RELU2, grad_outputs, outputs, *arguments, needs, inside)
 
 
 def relu2_attention_varlen_forward(

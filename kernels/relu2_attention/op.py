@@ -58,6 +58,7 @@ _cpu = differentiable_op(
     lambda *inputs: cpu_attention.fake(*inputs)[:4],
     differentiable=("query", "key", "value", "bias"),
     saved_outputs=2,
+    fake_gradients=cpu_attention.fake_gradients,
 )
 
 
