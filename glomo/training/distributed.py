@@ -45,6 +45,30 @@ class World:
         for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def mean_statistics(self, model: nn.Module) -> None:
+        """Replace BatchNorm's running statistics, which each process takes of its own share, by their mean."""
+        if self.size == 1:
+            return
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                for statistic in (module.running_mean, module.running_var):
+                    assert statistic is not None
+                    dist.all_reduce(statistic)
+                    statistic /= self.size
+
+    def rows(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of which this process has every `size`-th row, with all rows; every process has to ask."""
+        if self.size == 1:
+            return own
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, {name: t.cpu() for name, t in own.items()})
+        whole = {}
+        for name, t in own.items():
+            whole[name] = t.new_empty(sum(len(part[name]) for part in parts), *t.shape[1:], device="cpu")
+            for rank, part in enumerate(parts):
+                whole[name][rank :: self.size] = part[name]
+        return whole
+
     def shard(self, model: nn.Module) -> bool:
         """Divide the model's parameters among the processes (FSDP2), the Transformer's layer by layer; whether there
         is anybody to share with. Gradients and an optimizer's moments follow, and no process holds all of them."""

@@ -16,11 +16,12 @@ from glomo.errors import UserError
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.config import check_range, to_dict
-from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.loop import Task, set_up, train
 from glomo.training.models import model_meta
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
+from glomo.training.train_config import TrainConfig
 
 VALID_SHARE = 0.05  # of the text, from its end, where no other text is given for validation
 

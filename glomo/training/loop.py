@@ -1,9 +1,10 @@
-"""The training loop: settings, set-up, one loop, to be read from top to bottom.
+"""The training loop: what is trained, set-up, one loop, to be read from top to bottom.
 
 **Resume is exact.** A run that dies anywhere (kill -9 included) and is started again from its last checkpoint computes
 the same losses to the last bit, given equal versions and numbers of threads. Little has to be remembered for that:
 which examples a step reads is a function of (seed, step), and every step starts with all random generators seeded by
-(seed, step, rank). A checkpoint holds the step, the weights, the optimiser and the best validation loss so far.
+(seed, step, rank). A checkpoint holds the step, the weights, the optimiser, the best validation loss so far, the stage
+and its steps, and what a task carries from step to step.
 
 Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss
 terms, so that N processes compute what one would on the whole batch, to within rounding. Only the first process writes.
@@ -18,97 +19,46 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from glomo.data import BucketBatches, TokenBatches
+from glomo.data import TokenBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
-from glomo.training.config import check_range
+from glomo.training.averaging import AveragedSGD, weights_to_judge
 from glomo.training.distributed import World, join
 from glomo.training.progress import Progress
 from glomo.training.run_folder import RunFolder
+from glomo.training.staging import MakeStages, Staging
+from glomo.training.train_config import TrainConfig, make_optimizer, schedule_of
+from glomo.transfer.stages import Stage
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """The [train] section of a recipe. Raises UserError for values out of range."""
+class Batches(Protocol):
+    """Which examples a step reads, as a pure function of the step."""
 
-    steps: int = 1000
-    """optimiser steps in all"""
-    batch_size: int = 32
-    """sequences in a step, over all processes"""
-    batch_tokens: int = 0
-    """of `glomo translate`: units in a step, padding included, in place of batch_size; 0: batch_size counts"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw or sgd"""
-    lr: float = 1e-3
-    """learning rate at its highest"""
-    momentum: float = 0.0
-    """of sgd"""
-    beta1: float = 0.9
-    """of adamw: how much of the mean gradient is kept"""
-    beta2: float = 0.999
-    """of adamw: how much of the mean square is kept"""
-    adam_eps: float = 1e-8
-    """of adamw, added to the root of the squares"""
-    weight_decay: float = 0.0
-    """of adamw, on matrices only"""
-    clip: float = 1.0
-    """largest norm of the whole gradient; 0: no limit"""
-    warmup: int = 0
-    """steps in which the rate rises linearly from 0"""
-    decay: Literal["constant", "linear", "cosine", "inverse-sqrt", "plateau"] = "constant"
-    """linear and cosine reach 0 at the last step; inverse-sqrt is lr * sqrt(warmup / step), which with lr = (dim *
-    warmup)^-0.5 is the Transformer's; plateau halves after `patience` validations without gain"""
-    patience: int = 3
-    """of plateau, which also stops the run when the rate falls below 1 % of its start"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast of the matrix products"""
-    eval_every: int = 200
-    """steps between validations; 0: only after the last step"""
-    checkpoint_every: int = 200
-    """steps between checkpoints; 0: only after the last step"""
-    keep: int = 2
-    """how many of the newest checkpoints stay (best/ and final/ stay as well)"""
-    seed: int = 0
-    """of everything random"""
-    threads: int = 0
-    """CPU threads; 0: as PyTorch chooses. Results are equal to the bit for equal numbers only"""
-    device: str = "auto"
-    """auto, cpu, cuda"""
-    shard: bool = False
-    """several processes divide parameters, gradients and moments among them (FSDP2) in place of a copy each"""
-    progress: float = 10.0
-    """seconds between lines of progress where there is no terminal; 0: silent"""
+    def __len__(self) -> int:
+        """Batches in an epoch."""
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "keep", "patience"):
-            check_range(f"train.{name}", getattr(self, name), 1)
-        for name in (
-            "batch_tokens",
-            "adam_eps",
-            "lr",
-            "weight_decay",
-            "clip",
-            "warmup",
-            "eval_every",
-            "checkpoint_every",
-            "threads",
-            "progress",
-        ):
-            check_range(f"train.{name}", getattr(self, name), 0)
-        check_range("train.momentum", self.momentum, 0, 1)
-        for name in ("beta1", "beta2"):
-            check_range(f"train.{name}", getattr(self, name), 0, 1 - 1e-9)
-        check_range("train.seed", self.seed, 0, 2**63 - 1)
+    def batch(self, step: int) -> list[int]:
+        """Indices, for all processes together; steps are counted from 0."""
+
+
+class Carried(Protocol):
+    """What goes on from step to step besides weights: a row of each tensor belongs to an example of the batch."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This process's rows."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse."""
 
 
 @dataclass
@@ -116,7 +66,7 @@ class Task:
     """What is trained: a model, its examples, and how a batch of them becomes a loss."""
 
     model: nn.Module
-    batches: BucketBatches | TokenBatches
+    batches: Batches
     """over the training examples, for all processes together (rank 0 of 1): `train` shares each batch out"""
     loss: Callable[[list[int], torch.Generator], tuple[Tensor, int, int]]
     """(indices of examples, generator) -> (mean loss, number of terms in that mean, units read)"""
@@ -127,6 +77,14 @@ class Task:
     identity: dict[str, str] = field(default_factory=dict)
     """fingerprints, such as {"text": sha256}, that must be the same when the run is taken up again"""
     title: str = "train"
+    groups: Sequence[str] = ()
+    """patterns of the layer groups, from the bottom to the top (`glomo.transfer.layer_groups`); none: one group"""
+    stages: MakeStages | None = None
+    """the groups -> stages of config.steps together; None: one, at config.lr as config.decay says"""
+    before_step: Callable[[int], float] | None = None
+    """called with the step, counted from 1, before its batch is read; gives a factor of the step's rates"""
+    carried: Carried | None = None
+    """saved and restored with the rest"""
 
 
 class Interrupted(Exception):
@@ -164,8 +122,10 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         raise UserError("train.batch_tokens is for sentence pairs; here train.batch_size says how much is in a batch")
     model = task.model.to(world.device)
     sharded = config.shard and world.shard(model)
-    optimizer = make_optimizer(model, config)
+    staging = Staging(model, task.groups, task.stages or _one_stage(config), bool(task.validate and config.eval_every))
+    optimizer = make_optimizer(staging.groups, config)
     start, best, plateau, row = 0, math.inf, {"scale": 1.0, "bad": 0}, {}
+    losses: list[float] = []  # of all validations
     seconds_before = 0.0
 
     # go on where a former call stopped
@@ -174,13 +134,21 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     if where is not None:
         found = found or checkpoint.load(Path(str(where)))
         state = _check_resume(found, task, config)
+        staging.state.update(state.get("staging", {"done": state["step"]}))
+        if not staging.over:
+            staging.begin(model, optimizer)
         try:
             world.load(model, found.weights)
             world.load_optimizer(optimizer, state["optimizer"])
+            if task.carried:
+                task.carried.load_state_dict(
+                    {name: t[world.rank :: world.size] for name, t in state["carried"].items()}
+                )
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{found.folder} does not fit the model of this run: {reason}") from None
         start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
+        losses = state.get("losses", [])
         seconds_before = row["seconds"]
     if folder:
         folder.drop_rows_after(start)
@@ -191,6 +159,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         if step > saved:
             weights, moments = world.whole(model.state_dict()), world.whole(optimizer.state_dict())
             state = {"step": step, "optimizer": moments, "best": best, "plateau": plateau, "row": row}
+            state |= {"staging": staging.state, "losses": losses}
+            state |= {"carried": world.rows(task.carried.state_dict()) if task.carried else {}}
             state |= {"identity": task.identity, "environment": _environment(world)}
             if folder:
                 target = folder.checkpoints / f"step-{step:06}"
@@ -199,8 +169,12 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         saved = step
 
     def judge(step: int, valid: Any) -> None:
-        """Keep the best weights; halve the rate of a plateau."""
+        """Keep the best weights, of the run and of a stage that goes back to its best; halve the rate of a plateau."""
         nonlocal best
+        if valid is not None and staging.judge(valid) and staging.stage.restore:
+            weights = world.whole(model.state_dict())
+            if folder:
+                checkpoint.save(folder.stage, weights, None, {"stage": staging.state["stage"], **task.meta})
         if valid is not None and valid < best:
             best, plateau["bad"] = valid, 0
             weights = world.whole(model.state_dict())
@@ -211,24 +185,40 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             if plateau["bad"] >= config.patience:
                 plateau["scale"], plateau["bad"] = plateau["scale"] / 2, 0
 
+    def next_stage() -> None:
+        """Leave the stage, with its best weights where it says so, and begin the next one."""
+        if staging.stage.restore and staging.state["best"] < math.inf:
+            where = world.from_first(str(folder.stage) if folder else None)
+            world.load(model, checkpoint.load(Path(str(where))).weights)
+        staging.next()
+        if not staging.over:
+            staging.begin(model, optimizer)
+            if task.stages:
+                progress.note(f"stage {staging.table()}")
+
     progress = Progress(task.title, start, config.steps, config.progress if world.rank == 0 else 0.0)
     if start:
         progress.note(f"going on after step {start}")
         if state["environment"] != _environment(world):
             progress.note("other versions, threads or processes than before: the last bits may differ")
+    if not start:
+        staging.begin(model, optimizer)
+    if task.stages and not staging.over:
+        progress.note(f"stage {staging.table()}")
     generator = torch.Generator()
     begun = time.monotonic()
     try:
         with _stop_signals() as stopped_by:
             for step in range(start + 1, config.steps + 1):
-                if plateau["scale"] < 0.01:
+                if not staging.over and staging.ended:
+                    next_stage()
+                if staging.over or plateau["scale"] < 0.01:
                     break
                 _seed(config.seed, step, world.rank, generator)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, config) * plateau["scale"]
+                scale = task.before_step(step) if task.before_step else 1.0
+                staging.set(model, optimizer, scale * plateau["scale"])
 
                 # forward and backward on this process's share
-                model.train()
                 batch = task.batches.batch(step - 1)
                 share = batch[world.rank :: world.size]
                 counts = bool(share)
@@ -255,16 +245,26 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 if not math.isfinite(norm):
                     raise UserError(_not_finite("gradient", norm, step, saved))
                 optimizer.step()
+                world.mean_statistics(model)
+                staging.state["done"] += 1
 
                 # report, validate, save
-                row = {"step": step, "loss": mean, "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+                rate = max(group["lr"] for group in optimizer.param_groups)
+                row = {"step": step, "loss": mean, "lr": rate, "grad_norm": norm}
+                row |= {"stage": staging.stage.name} if task.stages else {}
                 row |= {"units": int(all_units), "seconds": round(seconds_before + time.monotonic() - begun, 3)}
                 last = step == config.steps
                 if task.validate and (last or (config.eval_every and step % config.eval_every == 0)):
-                    figures = task.validate()
+                    with weights_to_judge(optimizer):
+                        figures = task.validate()
+                        row |= figures
+                        valid: Any = world.from_first(figures.get("valid_loss"))
+                        judge(step, valid)
                     progress.note(f"step {step}: " + ", ".join(f"{name} {figures[name]:.4g}" for name in figures))
-                    row |= figures
-                    judge(step, world.from_first(figures.get("valid_loss")))
+                    if isinstance(optimizer, AveragedSGD) and valid is not None:
+                        if len(losses) > config.nonmono and valid > min(losses[: -config.nonmono]):
+                            optimizer.start_averaging()
+                        losses.append(valid)
                 if folder:
                     folder.log(row)
                 progress.update(step, mean, int(all_units))
@@ -277,39 +277,21 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                         f"stopped after step {step}, which is saved; the same command goes on from there", code
                     )
             save(row["step"])
+            if not staging.over and staging.ended:
+                next_stage()
     finally:
         progress.close()
-    weights = world.whole(model.state_dict())
+    with weights_to_judge(optimizer):
+        weights = world.whole(model.state_dict())
     if folder and not (start == row["step"] and _holds(folder.final, start)):
         checkpoint.save(folder.final, weights, None, {"step": row["step"], **task.meta})
     return row
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of ``step`` (counted from 1): linear warm-up to ``lr``, then as ``decay`` says; never negative."""
-    if step <= config.warmup:
-        return config.lr * step / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    if config.decay == "linear":
-        return config.lr * max(0.0, 1.0 - done)
-    if config.decay == "cosine":
-        return config.lr * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-    if config.decay == "inverse-sqrt":
-        return config.lr * math.sqrt(max(config.warmup, 1) / step)
-    return config.lr
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (weight decay on matrices only) or SGD over the parameters that are trained."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(trained, lr=config.lr, momentum=config.momentum)
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+def _one_stage(config: TrainConfig) -> MakeStages:
+    return lambda groups: [
+        Stage("train", config.steps, {group.name: config.lr for group in groups}, schedule_of(config))
     ]
-    given = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(given, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.adam_eps)
 
 
 def _seed(seed: int, step: int, rank: int, generator: torch.Generator) -> None:

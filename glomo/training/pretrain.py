@@ -14,10 +14,11 @@ from glomo.data import AnyVocabulary, BucketBatches, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training.config import check_range, to_dict
-from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
+from glomo.training.train_config import TrainConfig
 
 STATISTICS_WINDOWS = 8  # zeros and dead rows are counted on so many held-out windows: their graphs are held in full
 

@@ -44,6 +44,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.checkpoints, self.best, self.final = path / "checkpoints", path / "best", path / "final"
+        self.stage = path / "stage-best"  # of a stage that goes back to its best weights
         self.metrics = path / "metrics.jsonl"
         self._rows: Any = None
         try:

@@ -30,10 +30,11 @@ from glomo.training.comparison import Run, compare
 from glomo.training.config import check_range, nearest, to_dict
 from glomo.training.distributed import World
 from glomo.training.graph_cache import GraphCache
-from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.loop import Task, set_up, train
 from glomo.training.models import load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.texts import Labelled, labelled
+from glomo.training.train_config import TrainConfig
 
 GRAPHS = ("none", "uniform", "band", "random", "learned")
 # of a random graph where no learned one says its sizes

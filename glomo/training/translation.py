@@ -18,10 +18,11 @@ from glomo.nn.transformer import Transformer
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
 from glomo.training.config import check_range, to_dict
-from glomo.training.loop import Task, TrainConfig, set_up, train
+from glomo.training.loop import Task, set_up, train
 from glomo.training.models import model_meta
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import fingerprint
+from glomo.training.train_config import TrainConfig
 
 Pairs = list[tuple[str, str]]
 Ids = tuple[list[int], list[int]]

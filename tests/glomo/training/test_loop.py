@@ -16,8 +16,9 @@ from glomo.data import BucketBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.distributed import World
-from glomo.training.loop import Interrupted, Task, TrainConfig, learning_rate, make_optimizer, set_up, train
+from glomo.training.loop import Interrupted, Task, set_up, train
 from glomo.training.run_folder import RunFolder
+from glomo.training.train_config import TrainConfig
 
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = TrainConfig(
@@ -199,28 +200,6 @@ def test_plateau_halves_the_rate_after_patience_and_stops_below_a_hundredth(tmp_
     assert checkpoint.load(tmp_path / "final").meta["step"] == 16
     again, _, _ = run(tmp_path, config, hook=lambda step: pytest.fail("trained again"))
     assert again == row
-
-
-def test_rates_rise_then_fall_and_are_never_negative():
-    for decay, end in (("constant", 0.05), ("linear", 0.0), ("cosine", 0.0)):
-        config = dataclasses.replace(CONFIG, decay=decay)
-        rates = [learning_rate(step, config) for step in range(1, 40)]  # also past the last step
-        assert rates[:2] == [0.025, 0.05]
-        assert rates[11] == pytest.approx(end, abs=1e-12)
-        assert min(rates) >= 0
-
-
-def test_optimisers():
-    model = nn.Linear(2, 2)
-    model.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
-    adamw = make_optimizer(model, TrainConfig(weight_decay=0.1))
-    assert [(len(g["params"]), g["weight_decay"]) for g in adamw.param_groups] == [(1, 0.1), (1, 0.0)]
-    sgd = make_optimizer(model, TrainConfig(optimizer="sgd", momentum=0.2, lr=8.0))
-    assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["lr"], len(sgd.param_groups[0]["params"])) == (
-        0.2,
-        8.0,
-        2,
-    )
 
 
 def test_the_gradient_is_clipped_and_its_norm_reported(tmp_path):

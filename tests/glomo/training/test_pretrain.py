@@ -12,7 +12,6 @@ from glomo.data import Vocabulary, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training import checkpoint
-from glomo.training.loop import TrainConfig
 from glomo.training.models import load_graph
 from glomo.training.pretrain import (
     PretrainConfig,
@@ -23,6 +22,7 @@ from glomo.training.pretrain import (
     pretrain,
     validate,
 )
+from glomo.training.train_config import TrainConfig
 
 HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
 SMALL = GLoMoConfig(dim=16, layers=2, heads=2, head_dim=8, conv_blocks=1, decoder_layers=1, horizon=2)

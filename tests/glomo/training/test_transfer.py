@@ -11,8 +11,8 @@ from glomo.data import Vocabulary
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
 from glomo.training import transfer as module
-from glomo.training.loop import TrainConfig
 from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
+from glomo.training.train_config import TrainConfig
 from glomo.training.transfer import (
     Compare,
     Examples,
