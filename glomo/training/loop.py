@@ -164,8 +164,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             state |= {"identity": task.identity, "environment": _environment(world)}
             if folder:
                 target = folder.checkpoints / f"step-{step:06}"
-                checkpoint.save(target, weights, state, {"step": step, **task.meta})
+                checkpoint.save(target, weights, state, {"step": step, "stage": staging.state["stage"], **task.meta})
                 checkpoint.prune(folder.checkpoints, config.keep)
+                folder.prune_stages()
         saved = step
 
     def judge(step: int, valid: Any) -> None:
@@ -174,7 +175,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         if valid is not None and staging.judge(valid) and staging.stage.restore:
             weights = world.whole(model.state_dict())
             if folder:
-                checkpoint.save(folder.stage, weights, None, {"stage": staging.state["stage"], **task.meta})
+                place = staging.state["stage"]
+                checkpoint.save(folder.stage_best(place), weights, None, {"stage": place, **task.meta})
         if valid is not None and valid < best:
             best, plateau["bad"] = valid, 0
             weights = world.whole(model.state_dict())
@@ -188,7 +190,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     def next_stage() -> None:
         """Leave the stage, with its best weights where it says so, and begin the next one."""
         if staging.stage.restore and staging.state["best"] < math.inf:
-            where = world.from_first(str(folder.stage) if folder else None)
+            where = world.from_first(str(folder.stage_best(staging.state["stage"])) if folder else None)
             world.load(model, checkpoint.load(Path(str(where))).weights)
         staging.next()
         if not staging.over:

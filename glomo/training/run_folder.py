@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.checkpoints, self.best, self.final = path / "checkpoints", path / "best", path / "final"
-        self.stage = path / "stage-best"  # of a stage that goes back to its best weights
+        self.stages = path / "stages"
         self.metrics = path / "metrics.jsonl"
         self._rows: Any = None
         try:
@@ -58,6 +59,17 @@ class RunFolder:
             checkpoint.replace_file(path / "config.toml", dump_toml(config).encode())
         except OSError as error:
             raise UserError(f"cannot write to the output folder {path}: {error.strerror or error}") from error
+
+    def stage_best(self, stage: int) -> Path:
+        """Where the best weights of a stage are that goes back to them."""
+        return self.stages / f"{stage:02}"
+
+    def prune_stages(self) -> None:
+        """Remove the best weights of stages that are behind even the oldest checkpoint."""
+        steps = checkpoint.step_folders(self.checkpoints)
+        oldest = json.loads((steps[0] / checkpoint.META).read_bytes()).get("stage", 0) if steps else 0
+        for stage in range(oldest):
+            shutil.rmtree(self.stage_best(stage), ignore_errors=True)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``; it is in the hands of the operating system before this returns."""
