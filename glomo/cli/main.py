@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": "pre-train a graph on unlabelled text",
     "transfer": "train a classifier with graphs, and compare them with controls",
     "lm": "train a causal language model; its perplexity; text from it",
+    "finetune": "train a classifier on a language model",
     "translate": "train a translator on sentence pairs; use it; judge it",
     "plot": "draw the graph over a sentence",
     "demo": "all of it on real text in three minutes",

@@ -97,6 +97,11 @@ class Subwords:
         text = self._tokenizer.normalizer.normalize_str(text)
         return [text[start:end] or " " for start, end in self._tokenizer.encode(text, add_special_tokens=False).offsets]
 
+    def units(self) -> list[str]:
+        """The pieces by id, each byte as the character that stands for it."""
+        ids: dict[str, int] = self._tokenizer.get_vocab()
+        return sorted(ids, key=lambda piece: ids[piece])
+
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON-able values; :meth:`from_dict` restores it."""
         return self._saved

@@ -48,6 +48,8 @@ class AnyVocabulary(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def units(self) -> list[str]: ...
+
     def to_dict(self) -> dict[str, Any]: ...
 
     @property
@@ -156,6 +158,10 @@ class Vocabulary:
     def decode(self, ids: Iterable[int]) -> str:
         """The words of the ids, with spaces between."""
         return " ".join(self.words[i] for i in ids)
+
+    def units(self) -> list[str]:
+        """The words by id."""
+        return self.words
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON-able values; :meth:`from_dict` restores it."""

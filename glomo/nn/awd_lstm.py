@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glomo.errors import UserError
 from glomo.nn.embedded import PAD
-from glomo.nn.losses import smoothed_cross_entropy
+from glomo.nn.fused_loss import fused_cross_entropy
 from glomo.nn.recurrent_dropout import WeightDropLSTM, variational_dropout
 
 State = list[tuple[Tensor, Tensor]]
@@ -23,6 +23,7 @@ State = list[tuple[Tensor, Tensor]]
 _DROPOUTS = ("dropout_input", "dropout_hidden", "dropout_output", "dropout_embedding", "weight_drop")
 _PRESETS: dict[str, dict[str, Any]] = {
     "ulmfit": {},
+    "classifier": dict(zip(_DROPOUTS, (0.4, 0.3, 0.0, 0.05, 0.5), strict=True)),
     "merity": dict(zip(_DROPOUTS, (0.65, 0.3, 0.4, 0.1, 0.5), strict=True)),
     "small": {"dim": 200, "hidden": 500, "layers": 2, **dict(zip(_DROPOUTS, (0.1, 0.1, 0.1, 0.02, 0.1), strict=True))},
     "tiny": {"dim": 32, "hidden": 48, "layers": 2, **dict(zip(_DROPOUTS, (0.05, 0.05, 0.05, 0.0, 0.05), strict=True))},
@@ -71,8 +72,8 @@ class AWDLSTMConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> AWDLSTMConfig:
-        """`ulmfit`, `merity` (as published for WikiText-2), `small` and `tiny` for a CPU, with single values
-        replaced."""
+        """`ulmfit`; `classifier`, the same with ULMFiT's dropouts for classification; `merity`, as published for
+        WikiText-2; `small` and `tiny` for a CPU; each with single values replaced."""
         if name not in _PRESETS:
             raise UserError(f"there is no preset {name!r}; there are {', '.join(_PRESETS)}.")
         return cls(**{**_PRESETS[name], **overrides})
@@ -173,7 +174,7 @@ class LSTMLanguageModel(nn.Module):
         """
         encoded, real = self.encoder(inputs, state), outputs != PAD
         weight, bias = self.encoder.embedding.weight, self.decoder.bias
-        nats = smoothed_cross_entropy(encoded.dropped, weight, outputs, 0.0, PAD, bias) / real.sum().clamp(min=1)
+        nats = fused_cross_entropy(encoded.dropped, weight, outputs, 0.0, PAD, bias) / real.sum().clamp(min=1)
         if not self.training:
             return nats, nats, encoded.state
         return nats + activation_penalty(encoded, real, self.config), nats, encoded.state

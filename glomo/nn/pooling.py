@@ -31,29 +31,28 @@ class ConcatPooling(NamedTuple):
     """(B, dim)"""
     total: Tensor
     """(B, dim)"""
-    count: Tensor
-    """(B, 1)"""
+    size: Tensor
+    """(B, 1), how many units"""
 
     @classmethod
     def of(cls, features: Tensor, real: Tensor) -> ConcatPooling:
         """Of features (B, T, dim) where `real` (B, T); every row begins with a real unit, and padding is behind."""
         dtype = torch.promote_types(features.dtype, torch.float32)  # thousands of units are more than bf16 can add
-        count = real.sum(1, keepdim=True)
-        last = features.gather(1, (count - 1)[..., None].expand(-1, -1, features.size(2)))[:, 0].to(dtype)
+        size = real.sum(1, keepdim=True)
+        last = features.gather(1, (size - 1)[..., None].expand(-1, -1, features.size(2)))[:, 0].to(dtype)
         greatest = features.masked_fill(~real[..., None], float("-inf")).amax(1).to(dtype)
-        return cls(last, greatest, features.masked_fill(~real[..., None], 0).sum(1, dtype=dtype), count)
+        return cls(last, greatest, features.masked_fill(~real[..., None], 0).sum(1, dtype=dtype), size)
 
     def before(self, later: ConcatPooling) -> ConcatPooling:
         """The two together: `later` goes on with these documents, and may begin more, which stand behind them."""
-        more = len(later.count) - len(self.count)
+        more = len(later.size) - len(self.size)
         greatest = torch.maximum(F.pad(self.greatest, (0, 0, 0, more), value=float("-inf")), later.greatest)
         total = F.pad(self.total, (0, 0, 0, more)) + later.total
-        count = F.pad(self.count, (0, 0, 0, more)) + later.count
-        return ConcatPooling(later.last, greatest, total, count)
+        return ConcatPooling(later.last, greatest, total, F.pad(self.size, (0, 0, 0, more)) + later.size)
 
     def result(self) -> Tensor:
         """(B, 3 dim)"""
-        return torch.cat([self.last, self.greatest, self.total / self.count], -1)
+        return torch.cat([self.last, self.greatest, self.total / self.size], -1)
 
 
 class Chunk(NamedTuple):

@@ -25,18 +25,20 @@ class WeightDropLSTM(nn.LSTM):
         super().__init__(inputs, outputs, batch_first=True)
         self.weight_drop = weight_drop
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(  # type: ignore[override]  # packed sequences are not taken
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """(B, T, inputs) -> (B, T, outputs), and (h, c) (1, B, outputs) after the last step."""
         if not (self.training and self.weight_drop):
-            return super().forward(x, state)
-        if state is None:
-            zeros = x.new_zeros(1, x.size(0), self.hidden_size)
-            state = zeros, zeros
-        dropped = F.dropout(self.weight_hh_l0, self.weight_drop)
-        weights = [self.weight_ih_l0, dropped, self.bias_ih_l0, self.bias_hh_l0]
-        if x.is_cuda:
+            return super().forward(input, hx)
+        if hx is None:
+            zeros = input.new_zeros(1, input.size(0), self.hidden_size)
+            hx = zeros, zeros
+        inputs_to, state_to, *biases = self.all_weights[0]
+        weights: list[Tensor] = [inputs_to, F.dropout(state_to, self.weight_drop), *biases]
+        if input.is_cuda:
             weights = in_one_piece(weights)
-        out, h, c = torch.lstm(x, state, weights, True, 1, 0.0, True, False, True)
+        out, h, c = torch.lstm(input, hx, weights, True, 1, 0.0, True, False, True)
         return out, (h, c)
 
 

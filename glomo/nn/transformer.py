@@ -72,6 +72,12 @@ class LanguageModel(Embedded):
         """(B, T) -> (B, T, dim), the last layer's features."""
         return self.decoder(self.embed(inputs), Context(causal=True))
 
+    def layers(self, inputs: Tensor) -> list[Tensor]:
+        """The same of the embeddings, with their positions, and of all layers."""
+        found: list[Tensor] = []
+        self.decoder(self.embed(inputs), Context(causal=True), outputs=found)
+        return found
+
     def start(self) -> Decoding:
         """For `glomo.nn.decoding`."""
         return Decoding(self, self.decoder, None)

@@ -167,11 +167,20 @@ class Stack(nn.Module):
         memory: Context | None = None,
         caches: Sequence[Cache] | None = None,
         offset: int = 0,
+        outputs: list[Tensor] | None = None,
     ) -> Tensor:
-        """`x (B, T, dim)` at the positions from `offset` on; with `caches`, x is what follows the units in them."""
+        """`x (B, T, dim)` at the positions from `offset` on; with `caches`, x is what follows the units in them.
+        `outputs` takes x with its positions, and what each layer makes of it."""
         x = F.dropout(self.positions(x, offset), self.dropout, self.training)
         if self.relative is not None:
             own = own._replace(bias=self.relative(x.size(1), offset + x.size(1), offset))
+        if outputs is not None:
+            outputs.append(x)
         for i, layer in enumerate(self.layers):
             x = layer(x, own, memory, caches[i] if caches else None)
-        return self.norm(x)
+            if outputs is not None:
+                outputs.append(x)
+        x = self.norm(x)
+        if outputs is not None:
+            outputs[-1] = x
+        return x

@@ -12,18 +12,24 @@ import torch
 from torch import Tensor
 
 from glomo.data import AnyVocabulary, BucketBatches, pad, read_texts
+from glomo.data.streams import StreamBatches
 from glomo.errors import UserError
+from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.config import check_range, to_dict
+from glomo.training.distributed import World
 from glomo.training.loop import Task, set_up, train
-from glomo.training.models import model_meta
+from glomo.training.models import load_language_weights, model_meta
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 from glomo.training.train_config import TrainConfig
+from glomo.training.tune import Tune, make_stages
 
 VALID_SHARE = 0.05  # of the text, from its end, where no other text is given for validation
+VALID_ROWS = 8  # streams side by side while an lstm is validated
+AnyLanguageModel = LanguageModel | LSTMLanguageModel
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class LanguageData:
     """a name from the catalogue (`glomo data ls`)"""
     column: str = "text"
     """the text's column in .csv, .tsv and .jsonl files"""
-    vocabulary: Literal["words", "subwords"] = "subwords"
-    """words or subwords"""
+    vocabulary: Literal["words", "subwords", "init"] = "subwords"
+    """words or subwords of the text, or those of the model in tune.init; rows of a unit new to it are the mean row"""
     vocab_size: int = 8000
     """most units in the vocabulary"""
     min_count: int = 1
@@ -49,7 +55,7 @@ class LanguageData:
     digits: bool = False
     """words with a digit in them all become N"""
     length: int = 128
-    """units that are read at a time"""
+    """units that are read at a time; of an lstm on the average"""
     valid_units: int = 50_000
     """most units to validate on while training"""
 
@@ -60,27 +66,42 @@ class LanguageData:
 
 
 @dataclass(frozen=True)
+class LanguageMethod:
+    """The [method] section: what is trained."""
+
+    model: Literal["transformer", "lstm"] = "transformer"
+    """settings are in [model] for the first, in [lstm] for the second; with tune.init its sizes are taken from there"""
+    backward: bool = False
+    """the text is read from its end to its beginning"""
+    drop_mult: float = 1.0
+    """of lstm: all five dropouts times this"""
+    jitter: bool = True
+    """of lstm: windows of random length, as published, and rates in proportion"""
+
+    def __post_init__(self) -> None:
+        check_range("method.drop_mult", self.drop_mult, 0)
+
+
+@dataclass(frozen=True)
 class LanguageConfig:
     """A language model's recipe."""
 
-    DERIVED: ClassVar = {"model": ("vocab_size", "encoder_attention", "smoothing")}
+    DERIVED: ClassVar = {"model": ("vocab_size", "encoder_attention", "smoothing"), "lstm": ("vocab_size",)}
 
     data: LanguageData = field(default_factory=LanguageData)
+    method: LanguageMethod = field(default_factory=LanguageMethod)
     model: TransformerConfig = field(default_factory=TransformerConfig)
+    lstm: AWDLSTMConfig = field(default_factory=AWDLSTMConfig)
+    tune: Tune = field(default_factory=Tune)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` and ``out/best`` hold models for `load_language_model`. Returns the last metrics
     row."""
-    length = config.data.length
-    if config.model.max_length < length:
-        raise UserError(f"data.length is {length}; model.max_length, which is {config.model.max_length}, is less")
     texts, held_texts = load_texts(config.data)
-    vocabulary = build_vocabulary(texts, config.data)
-    settings = dataclasses.replace(config.model, vocab_size=len(vocabulary), smoothing=0.0)
     world = set_up(config.train)
-    model = LanguageModel(settings)
+    model, vocabulary = make_model(config, texts)
     units = running_units(texts, vocabulary, model.end)
     if held_texts:
         held = running_units(held_texts, vocabulary, model.end)
@@ -89,6 +110,77 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
         units, held = units[:kept], units[kept - 1 :]
     if len(units) < 3:
         raise UserError(f"the text has {len(units) - 1} units, its end included; at least 2 are needed")
+    if config.method.backward:
+        units, held = units.flip(0), held.flip(0)
+
+    def validate() -> dict[str, float]:
+        part, length = held[: config.data.valid_units + 1], config.data.length
+        if isinstance(model, LSTMLanguageModel):
+            total, count = stream_likelihood(model, part, VALID_ROWS, length, world.device)
+        else:
+            total, count = negative_log_likelihood(model, part, length, length, world.device)
+        return {"valid_loss": total / max(count, 1)}
+
+    task = (
+        _of_streams(model, units, config, world)
+        if isinstance(model, LSTMLanguageModel)
+        else _of_windows(model, units, config, world)
+    )
+    task.validate = validate if len(held) > 1 and config.data.valid_units else None
+    task.meta = model_meta("language-model", model.config.to_dict(), vocabulary, to_dict(config))
+    task.identity = {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)}
+    task.groups = layer_patterns(model)
+    if not config.tune.plain:
+        task.stages = make_stages(config.tune, config.train, len(task.batches))
+    if world.rank:
+        return train(task, config.train, None, world)
+    with RunFolder(out, to_dict(config)) as folder:
+        return train(task, config.train, folder, world)
+
+
+def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageModel, AnyVocabulary]:
+    """(a model with start weights, or those of tune.init, its vocabulary).
+
+    Raises UserError where tune.init is a model of another kind or direction.
+    """
+    lstm, init = config.method.model == "lstm", config.tune.init
+    if config.data.vocabulary == "init" and not init:
+        raise UserError("data.vocabulary is 'init', the one of the model in tune.init, but tune.init is empty")
+    found = load_language_weights(init) if init else None
+    vocabulary = (
+        found.vocabulary if found and config.data.vocabulary == "init" else build_vocabulary(texts, config.data)
+    )
+    changes: dict[str, Any] = {"vocab_size": len(vocabulary)}
+    if found:
+        found.check(config.method.model, config.method.backward)
+        sizes = {name: found.model[name] for name in found.sizes}
+        changes |= {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
+    if lstm:
+        settings = dataclasses.replace(config.lstm, **changes).scaled(config.method.drop_mult)
+        model: AnyLanguageModel = LSTMLanguageModel(settings)
+    else:
+        transformer = dataclasses.replace(config.model, **changes, smoothing=0.0)
+        if transformer.max_length < config.data.length:
+            raise UserError(
+                f"data.length is {config.data.length}; model.max_length, which is {transformer.max_length}, is less"
+            )
+        model = LanguageModel(transformer)
+    if found:
+        model.load_state_dict(found.for_vocabulary(vocabulary))
+    return model, vocabulary
+
+
+def layer_patterns(model: AnyLanguageModel) -> dict[str, str]:
+    """The layer groups of a language model, from the bottom to the top."""
+    if isinstance(model, LSTMLanguageModel):
+        return {"embedding": r"encoder\.embedding", "layer": r"encoder\.layers\.(\d+)", "decoder": "decoder"}
+    patterns = {"embedding": r"embedding|decoder\.(?:positions|relative)", "layer": r"decoder\.layers\.(\d+)"}
+    return patterns | ({"norm": r"decoder\.norm"} if model.config.norm == "pre" else {})
+
+
+def _of_windows(model: LanguageModel, units: Tensor, config: LanguageConfig, world: World) -> Task:
+    """Windows in random order."""
+    length = config.data.length
     starts = range(0, len(units) - 1, length)
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
@@ -96,23 +188,57 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
         terms = int((outputs != 0).sum())
         return model(inputs.to(world.device), outputs.to(world.device)), terms, terms
 
-    def validate() -> dict[str, float]:
-        total, count = negative_log_likelihood(model, held[: config.data.valid_units + 1], length, length, world.device)
-        return {"valid_loss": total / max(count, 1)}
+    lengths = [min(length, len(units) - 1 - start) for start in starts]
+    return Task(model, BucketBatches(lengths, config.train.batch_size, config.train.seed), loss, title="lm")
 
-    task = Task(
-        model,
-        BucketBatches([min(length, len(units) - 1 - s) for s in starts], config.train.batch_size, config.train.seed),
-        loss,
-        validate if len(held) > 1 and config.data.valid_units else None,
-        model_meta("language-model", settings.to_dict(), vocabulary, to_dict(config)),
-        {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)},
-        "lm",
-    )
-    if world.rank:
-        return train(task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
-        return train(task, config.train, folder, world)
+
+class Streams:
+    """The states of this process's streams, carried from window to window."""
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """(rows, width) each."""
+        return {
+            f"{kind}{layer}": x[0]
+            for layer, pair in enumerate(self.state or [])
+            for kind, x in zip("hc", pair, strict=True)
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        layers = len(state) // 2
+        self.state = [(state[f"h{n}"][None].contiguous(), state[f"c{n}"][None].contiguous()) for n in range(layers)]
+        self.state = self.state or None
+
+
+def _of_streams(model: LSTMLanguageModel, units: Tensor, config: LanguageConfig, world: World) -> Task:
+    """The text as streams side by side, read on window by window."""
+    train_config, length = config.train, config.data.length
+    if train_config.batch_size < world.size:
+        raise UserError(
+            f"train.batch_size is {train_config.batch_size}; each of {world.size} processes needs a stream at least"
+        )
+    batches = StreamBatches(len(units) - 1, train_config.batch_size, length, train_config.seed, config.method.jitter)
+    rows = units[: batches.rows * batches.columns].view(batches.rows, batches.columns)
+    following = units[1 : batches.rows * batches.columns + 1].view(batches.rows, batches.columns)
+    streams, window = Streams(), (0, 0)
+
+    def before_step(step: int) -> float:
+        nonlocal window
+        window = batches.window(step - 1)
+        if batches.begins_epoch(step - 1):
+            streams.state = None
+        return window[1] / length if config.method.jitter else 1.0
+
+    def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
+        columns = slice(window[0], window[0] + window[1])
+        inputs, outputs = (x[indices, columns].long().to(world.device) for x in (rows, following))
+        state = streams.state and [(h.to(world.device), c.to(world.device)) for h, c in streams.state]
+        value, _, streams.state = model(inputs, outputs, state)
+        return value, outputs.numel(), outputs.numel()
+
+    return Task(model, batches, loss, title="lm", before_step=before_step, carried=streams)
 
 
 def load_texts(data: LanguageData) -> tuple[list[str], list[str]]:
@@ -168,3 +294,28 @@ def negative_log_likelihood(
         total += float(model(inputs.to(device), outputs.to(device))) * terms
         count += terms
     return total, count
+
+
+@torch.no_grad()
+def stream_likelihood(
+    model: LSTMLanguageModel,
+    units: Tensor,
+    rows: int,
+    length: int,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> tuple[float, int]:
+    """(nats, units) of all units but the first, and but the few that are left over by rows of equal length; each row
+    is read from its beginning with its state carried along, so that one row gives every unit all that is before it."""
+    model.eval()
+    batches = StreamBatches(len(units) - 1, max(1, min(rows, len(units) - 1)), length, 0, jitter=False)
+    size = batches.rows * batches.columns
+    inputs, outputs = (x[:size].long().view(batches.rows, -1).to(device) for x in (units[:-1], units[1:]))
+    total, state = 0.0, None
+    steps = range(len(batches))
+    for step in track(steps, "lm", "window") if progress else steps:
+        start, columns = batches.window(step)
+        part = slice(start, start + columns)
+        _, nats, state = model(inputs[:, part], outputs[:, part], state)
+        total += float(nats) * batches.rows * columns
+    return total, size

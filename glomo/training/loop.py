@@ -19,7 +19,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from glomo.training.averaging import AveragedSGD, weights_to_judge
 from glomo.training.distributed import World, join
 from glomo.training.progress import Progress
 from glomo.training.run_folder import RunFolder
-from glomo.training.staging import MakeStages, Staging
+from glomo.training.staging import MakeStages, Patterns, Staging
 from glomo.training.train_config import TrainConfig, make_optimizer, schedule_of
 from glomo.transfer.stages import Stage
 
@@ -77,7 +77,7 @@ class Task:
     identity: dict[str, str] = field(default_factory=dict)
     """fingerprints, such as {"text": sha256}, that must be the same when the run is taken up again"""
     title: str = "train"
-    groups: Sequence[str] = ()
+    groups: Patterns = ()
     """patterns of the layer groups, from the bottom to the top (`glomo.transfer.layer_groups`); none: one group"""
     stages: MakeStages | None = None
     """the groups -> stages of config.steps together; None: one, at config.lr as config.decay says"""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from glomo.data import AnyVocabulary, vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig
 from glomo.training import checkpoint
+from glomo.transfer.vocabulary import converted_rows
 
 
 def model_meta(kind: str, model: dict[str, Any], vocabulary: AnyVocabulary, config: dict[str, Any]) -> dict[str, Any]:
@@ -73,3 +77,81 @@ def load_graph(path: str | Path) -> FrozenGraph:
     """
     with model_in(path, "graph", "graph", ("best", "final")) as (found, vocabulary):
         return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
+
+
+END = "\0end"
+"""A name that no unit of a vocabulary has, for the one that a language model adds."""
+OF_UNITS = {"transformer": ("embedding.weight",), "lstm": ("encoder.embedding.weight", "decoder.bias")}
+"""Weights of a language model with a row for each unit."""
+SIZES = {
+    "transformer": (
+        "dim",
+        "heads",
+        "layers",
+        "ff",
+        "norm",
+        "positions",
+        "max_length",
+        "max_distance",
+        "decoder_attention",
+    ),
+    "lstm": ("dim", "hidden", "layers"),
+}
+"""Settings of a language model that its weights are made for."""
+
+
+@dataclass(frozen=True)
+class LanguageWeights:
+    """A language model as its checkpoint holds it."""
+
+    path: str
+    architecture: str
+    """transformer or lstm"""
+    backward: bool
+    model: dict[str, Any]
+    vocabulary: AnyVocabulary
+    weights: dict[str, Tensor]
+    data: dict[str, Any]
+    """the [data] section that it was trained with"""
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        return SIZES[self.architecture]
+
+    def check(self, architecture: str, backward: bool) -> None:
+        """Raises UserError unless it is of this kind and direction."""
+        direction = {True: "backward", False: "forward"}
+        found, needed = (
+            f"{direction[way]} {kind}" for kind, way in ((self.architecture, self.backward), (architecture, backward))
+        )
+        if found != needed:
+            raise UserError(
+                f"{self.path} holds a {found} language model; method.model and method.backward say {needed}"
+            )
+
+    def for_vocabulary(self, vocabulary: AnyVocabulary) -> dict[str, Tensor]:
+        """The weights with a row for each unit of another vocabulary: its own, or the mean of all."""
+        if vocabulary.fingerprint == self.vocabulary.fingerprint:
+            return self.weights
+        old, new = ([*v.units(), END] for v in (self.vocabulary, vocabulary))
+        rows = {name: converted_rows(self.weights[name], old, new) for name in OF_UNITS[self.architecture]}
+        return {**self.weights, **rows}
+
+
+def load_language_weights(path: str | Path, order: Sequence[str] = ("best", "final")) -> LanguageWeights:
+    """The language model in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else ``final/``).
+
+    Raises UserError as `model_in` does.
+    """
+    with model_in(path, "language-model", "language model", order) as (found, vocabulary):
+        config = found.meta["config"]
+        method = config.get("method", {})
+        return LanguageWeights(
+            str(path),
+            str(method.get("model", "transformer")),
+            bool(method.get("backward", False)),
+            dict(found.meta["model"]),
+            vocabulary,
+            found.weights,
+            dict(config["data"]),
+        )

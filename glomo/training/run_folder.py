@@ -29,6 +29,9 @@ MAY_CHANGE = tuple(f"train.{key}" for key in ("steps", "progress", "checkpoint_e
 KINDS = (
     ("run", "one classifier of a transfer run"),
     ("compare", "a transfer run"),
+    ("classifier", "a finetune run"),
+    ("rnn", "a translate run"),
+    ("lstm", "an lm run"),
     ("model", "a pretrain run"),
 )
 

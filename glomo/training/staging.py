@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from glomo.errors import UserError
 from glomo.transfer.groups import LayerGroup, layer_groups
 from glomo.transfer.stages import Stage, check_stage, trainable_table
 
+Patterns = Sequence[str] | Mapping[str, str]
 MakeStages = Callable[[Sequence[LayerGroup]], Iterable[Stage]]
 
 
 class Staging:
     """Walks through the stages, one step at a time. `state` says where it is, in plain values."""
 
-    def __init__(self, model: nn.Module, patterns: Sequence[str], make: MakeStages, validates: bool) -> None:
+    def __init__(self, model: nn.Module, patterns: Patterns, make: MakeStages, validates: bool) -> None:
         """Raises UserError for patterns that miss or double a parameter, and for a stage that cannot be run."""
         try:
             if patterns:

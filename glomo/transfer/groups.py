@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -22,7 +22,7 @@ class LayerGroup:
         return sum(p.numel() for p in self.parameters.values())
 
 
-def layer_groups(model: nn.Module, by: Sequence[str]) -> list[LayerGroup]:
+def layer_groups(model: nn.Module, by: Sequence[str] | Mapping[str, str]) -> list[LayerGroup]:
     """The parameters of a model in groups, in the order of the patterns: write them from the bottom to the top.
 
     A pattern is a regular expression that matches the beginning of a parameter's dotted name, up to a dot or the
@@ -32,37 +32,40 @@ def layer_groups(model: nn.Module, by: Sequence[str]) -> list[LayerGroup]:
 
     Args:
         model: any module.
-        by: patterns.
+        by: patterns, or {name: pattern}, where a pattern with brackets makes `name.0`, `name.1`, ...
 
     Returns:
-        the groups, each with a name (what the pattern matched) and its parameters.
+        the groups, each with a name (else what the pattern matched, or the pattern) and its parameters.
 
     Raises:
         ValueError: a parameter is in no group, or in two; a pattern matches nothing. The message names all of them.
     """
-    compiled = [re.compile(rf"(?:{pattern})(?=\.|$)") for pattern in by]
-    found: list[dict[tuple[str, ...], LayerGroup]] = [{} for _ in by]
+    names = list(by) if isinstance(by, Mapping) else [None] * len(by)
+    patterns = list(by.values()) if isinstance(by, Mapping) else list(by)
+    compiled = [re.compile(rf"(?:{pattern})(?=\.|$)") for pattern in patterns]
+    found: list[dict[tuple[str, ...], LayerGroup]] = [{} for _ in patterns]
     missed, doubled = [], []
     for name, parameter in model.named_parameters():
         matches = [(place, match) for place, one in enumerate(compiled) if (match := one.match(name))]
         if not matches:
             missed.append(name)
         elif len(matches) > 1:
-            doubled.append(f"{name} (by {' and '.join(repr(by[place]) for place, _ in matches)})")
+            doubled.append(f"{name} (by {' and '.join(repr(patterns[place]) for place, _ in matches)})")
         else:
             place, match = matches[0]
             texts = tuple(text or "" for text in match.groups())
-            group = found[place].setdefault(texts, LayerGroup(match.group() if texts else by[place], {}))
-            group.parameters[name] = parameter
-    idle = [repr(pattern) for pattern, groups in zip(by, found, strict=True) if not groups]
+            given = names[place]
+            called = ".".join([given, *texts]) if given else match.group() if texts else patterns[place]
+            found[place].setdefault(texts, LayerGroup(called, {})).parameters[name] = parameter
+    idle = [repr(pattern) for pattern, groups in zip(patterns, found, strict=True) if not groups]
     complaints = [
-        f"{what}: {_some(names)}"
-        for what, names in (
+        f"{what}: {_some(some)}"
+        for what, some in (
             ("in no group", missed),
             ("in several groups", doubled),
             ("patterns that match no parameter", idle),
         )
-        if names
+        if some
     ]
     if complaints:
         raise ValueError(

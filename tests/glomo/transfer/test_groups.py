@@ -21,6 +21,12 @@ def test_numbers_in_their_order():
     assert [g.name for g in layer_groups(net, [r"layer(\d+)"])] == ["layer0", "layer2", "layer10"]
 
 
+def test_names_of_ones_own():
+    net, _ = net_and_groups()
+    named = layer_groups(net, {"bottom": "embedding", "layer": r"layers\.(\d+)", "top": "head"})
+    assert [group.name for group in named] == ["bottom", "layer.0", "layer.1", "top"]
+
+
 def test_a_pattern_ends_at_a_dot():
     net = nn.ModuleDict({"embedding": nn.Linear(1, 1), "embedding_norm": nn.LayerNorm(1)})
     assert [len(g.parameters) for g in layer_groups(net, ["embedding", "embedding_norm"])] == [2, 2]

@@ -1,0 +1,140 @@
+"""A classifier of documents on the encoder of a language model: ULMFiT's, and the same on a Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glomo.errors import UserError
+from glomo.nn.awd_lstm import Encoded, LSTMLanguageModel, activation_penalty
+from glomo.nn.embedded import PAD
+from glomo.nn.fused_loss import fused_cross_entropy
+from glomo.nn.pooling import Chunk, PoolingHead, pooled_documents
+from glomo.nn.transformer import LanguageModel
+from glomo.transfer import ScalarMix
+
+AnyLanguageModel = LanguageModel | LSTMLanguageModel
+
+
+class DocumentClassifier(nn.Module):
+    """Concat pooling over the features of a language model's units, then two blocks of BatchNorm, dropout and linear.
+
+    Documents of any length are read in chunks (`glomo.nn.pooling.pooled_documents`): an LSTM goes on from the chunk
+    before, a Transformer reads each for itself.
+
+    Args:
+        language_model: the encoder; its decoder serves the auxiliary loss.
+        classes: how many.
+        hidden, dropouts: of `PoolingHead`.
+        chunk: units read at a time.
+        window: how many chunks of a document have gradients.
+        layers: "last", or "mix": a learned `ScalarMix` of the embeddings and all layers, which must be of one width.
+
+    Raises:
+        UserError: a mix of layers of different widths; chunks longer than a Transformer reads.
+
+    Source: Howard & Ruder, ACL 2018, section 3.3.
+    """
+
+    def __init__(
+        self,
+        language_model: AnyLanguageModel,
+        classes: int,
+        hidden: int = 50,
+        dropouts: tuple[float, float] = (0.4, 0.1),
+        chunk: int = 70,
+        window: int = 20,
+        layers: str = "last",
+    ) -> None:
+        super().__init__()
+        self.language_model = language_model
+        config = language_model.config
+        if isinstance(language_model, LanguageModel):
+            longest = language_model.config.max_length
+            if chunk > longest:
+                raise UserError(f"head.chunk is {chunk}; the Transformer reads at most {longest} units at a time")
+            widths = [config.dim] * (config.layers + 1)
+        else:
+            widths = [config.dim, *[language_model.config.hidden] * (config.layers - 1), config.dim]
+        if layers == "mix" and len(set(widths)) > 1:
+            raise UserError(
+                f"head.layers is 'mix', but the layers are {', '.join(map(str, widths))} wide; one width is needed "
+                "(lstm.hidden equal to lstm.dim)"
+            )
+        self.mix = ScalarMix(len(widths)) if layers == "mix" else None
+        self.head = PoolingHead(3 * config.dim, classes, hidden, dropouts)
+        self.chunk, self.window = chunk, window
+
+    def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
+        """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""
+        return self._read(units, lengths, 0.0)[0]
+
+    def loss(
+        self, units: Tensor, lengths: Tensor, labels: Tensor, auxiliary: float = 0.0, smoothing: float = 0.0
+    ) -> Tensor:
+        """The mean over the documents of
+
+        .. code-block:: text
+
+            cross-entropy(logits, label) + auxiliary * nats a unit of the language model
+                + alpha mean(d^2) + beta mean((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
+
+        the latter two over the units that have gradients.
+        """
+        logits, extra = self._read(units, lengths, auxiliary)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if self.training else 0.0) + extra
+
+    def _read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> tuple[Tensor, Tensor]:
+        """(logits, what else is in the loss)."""
+        model, encoded = self.language_model, list[Encoded]()
+        nats, penalties, terms = units.new_zeros((), dtype=torch.float32), list[tuple[Tensor, Tensor]](), 0
+
+        def encode(part: Tensor, state: Any) -> tuple[Tensor, Any]:
+            if isinstance(model, LSTMLanguageModel):
+                found = model.encoder(part, state)
+                encoded[:] = [found]
+                return (found.raw if self.mix is None else self.mix(found.layers)), found.state
+            return (model.hidden(part) if self.mix is None else self.mix(model.layers(part))), None
+
+        def observe(chunk: Chunk) -> None:
+            nonlocal nats, terms
+            if isinstance(model, LSTMLanguageModel) and self.training:
+                penalties.append((activation_penalty(encoded[0], chunk.real, model.config), chunk.real.sum()))
+            if auxiliary:
+                dropped = encoded[0].dropped if isinstance(model, LSTMLanguageModel) else chunk.features
+                value, count = self._nats(dropped, chunk, units, lengths)
+                nats, terms = nats + value, terms + count
+
+        pooled = pooled_documents(encode, units, lengths, self.chunk, self.window, observe)
+        extra = auxiliary * nats / max(terms, 1)
+        if penalties:
+            counts = sum(count for _, count in penalties)
+            extra = extra + sum(value * count for value, count in penalties) / counts
+        return self.head(pooled.to(self.head[0].weight.dtype)), extra
+
+    def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+        """(sum of nats, number) of what follows each of the chunk's units: the next one, or the end."""
+        model = self.language_model
+        after = chunk.starts[:, None] + torch.arange(1, chunk.units.size(1) + 1, device=units.device)
+        last = after == lengths.to(units.device)[chunk.rows, None]
+        following = units[chunk.rows[:, None], after.clamp(max=units.size(1) - 1)].masked_fill(last, model.end)
+        following = following.masked_fill(~chunk.real, PAD)
+        if isinstance(model, LSTMLanguageModel):
+            weight, bias = model.encoder.embedding.weight, model.decoder.bias
+        else:
+            weight, bias = model.embedding.weight, None
+        return fused_cross_entropy(features, weight, following, 0.0, PAD, bias), int((following != PAD).sum())
+
+
+def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, str]) -> dict[str, str]:
+    """The layer groups, from the bottom to the top: those of the language model, and the head.
+
+    An LSTM's decoder has no part in a classifier's features and is of the head's group: the auxiliary loss trains it.
+    """
+    lower = {name: rf"language_model\.(?:{pattern})" for name, pattern in of_language_model.items()}
+    top = ["head", *(["mix"] if model.mix is not None else []), *filter(None, [lower.pop("decoder", None)])]
+    return {**lower, "head": "|".join(top)}

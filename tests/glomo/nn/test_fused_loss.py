@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+import glomo.nn.fused_loss as fused_loss
+from glomo.nn.fused_loss import fused_cross_entropy
+from glomo.nn.losses import smoothed_cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("chunk", [10**6, 40])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("pad", [0, 4])
+def test_equals_the_loss_by_autograd_in_any_chunks(monkeypatch, smoothing, chunk, with_bias, pad):
+    monkeypatch.setattr(fused_loss, "CHUNK_LOGITS", {"cpu": chunk, "cuda": chunk})
+    features, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 5, 4), (11, 4)))
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if with_bias else None
+    inputs = [features, weight] + ([bias] if with_bias else [])
+    targets = torch.randint(0, 11, (3, 5))
+    targets[1, 2] = pad
+    losses = [f(features, weight, targets, smoothing, pad, bias) for f in (fused_cross_entropy, smoothed_cross_entropy)]
+    torch.testing.assert_close(*losses)
+    for mine, other in zip(*(torch.autograd.grad(3 * x, inputs, retain_graph=True) for x in losses), strict=True):
+        torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(  # the gradient can be asked for again
+        torch.autograd.grad(losses[0], inputs)[0], torch.autograd.grad(losses[1], inputs)[0]
+    )
+
+
+def test_only_what_is_asked_for_is_made():
+    features, weight, targets = torch.randn(6, 4), torch.randn(5, 4), torch.tensor([1, 2, 0, 4, 3, 1])
+    expected = smoothed_cross_entropy(features, weight, targets)
+    torch.testing.assert_close(fused_cross_entropy(features, weight, targets), expected)
+    assert not fused_cross_entropy(features, weight, targets).requires_grad
+    features.requires_grad_()
+    fused_cross_entropy(features, weight, targets).backward()  # a frozen embedding
+    assert weight.grad is None
+    torch.testing.assert_close(
+        features.grad, torch.autograd.grad(smoothed_cross_entropy(features, weight, targets), features)[0]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(fused_cross_entropy(features, weight, targets), expected)
+
+
+def test_nothing_but_padding_is_zero():
+    features, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = fused_cross_entropy(features, weight, torch.zeros(2, 3, dtype=torch.int64), 0.1)
+    loss.backward()
+    assert loss == 0
+    assert (features.grad == 0).all()
+    assert (weight.grad == 0).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_sums_in_fp32(monkeypatch, autocast):
+    monkeypatch.setattr(fused_loss, "CHUNK_LOGITS", {"cpu": 5000 * 16, "cuda": 5000 * 16})
+    torch.manual_seed(0)
+    features, weight, targets = torch.randn(64, 8), torch.randn(5000, 8), torch.randint(1, 5000, (64,))
+    given = [
+        x.bfloat16().to(torch.float32 if autocast else torch.bfloat16).requires_grad_() for x in (features, weight)
+    ]
+    exact = [x.detach().double().requires_grad_() for x in given]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = fused_cross_entropy(*given, targets, 0.1)
+    expected = smoothed_cross_entropy(*exact, targets, 0.1)
+    assert found.dtype == torch.float32
+    assert abs(float((found / expected).detach()) - 1) < 1e-3
+    found.backward()
+    expected.backward()
+    for mine, other in zip(given, exact, strict=True):
+        assert mine.grad.dtype == mine.dtype
+        assert (mine.grad - other.grad).norm() < 0.01 * other.grad.norm()
