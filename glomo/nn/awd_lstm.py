@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from glomo.errors import UserError
 from glomo.nn.embedded import PAD
-from glomo.nn.fused_loss import fused_cross_entropy
+from glomo.nn.losses import smoothed_cross_entropy
 from glomo.nn.recurrent_dropout import WeightDropLSTM, variational_dropout
 
 State = list[tuple[Tensor, Tensor]]
@@ -174,7 +174,7 @@ class LSTMLanguageModel(nn.Module):
         """
         encoded, real = self.encoder(inputs, state), outputs != PAD
         weight, bias = self.encoder.embedding.weight, self.decoder.bias
-        nats = fused_cross_entropy(encoded.dropped, weight, outputs, 0.0, PAD, bias) / real.sum().clamp(min=1)
+        nats = smoothed_cross_entropy(encoded.dropped, weight, outputs, 0.0, PAD, bias) / real.sum().clamp(min=1)
         if not self.training:
             return nats, nats, encoded.state
         return nats + activation_penalty(encoded, real, self.config), nats, encoded.state

@@ -58,6 +58,8 @@ class Transformer(Embedded):
 class LanguageModel(Embedded):
     """The decoder without a source: predicts every unit from those before it."""
 
+    config: TransformerConfig
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.decoder = Stack(config, config.kinds("decoder_attention"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import Encoded, LSTMLanguageModel, activation_penalty
 from glomo.nn.embedded import PAD
-from glomo.nn.fused_loss import fused_cross_entropy
+from glomo.nn.losses import smoothed_cross_entropy
 from glomo.nn.pooling import Chunk, PoolingHead, pooled_documents
 from glomo.nn.transformer import LanguageModel
 from glomo.transfer import ScalarMix
@@ -56,14 +56,14 @@ class DocumentClassifier(nn.Module):
         if isinstance(language_model, LanguageModel):
             longest = language_model.config.max_length
             if chunk > longest:
-                raise UserError(f"head.chunk is {chunk}; the Transformer reads at most {longest} units at a time")
+                raise UserError(f"classifier.chunk is {chunk}; the Transformer reads at most {longest} units at a time")
             widths = [config.dim] * (config.layers + 1)
         else:
             widths = [config.dim, *[language_model.config.hidden] * (config.layers - 1), config.dim]
         if layers == "mix" and len(set(widths)) > 1:
             raise UserError(
-                f"head.layers is 'mix', but the layers are {', '.join(map(str, widths))} wide; one width is needed "
-                "(lstm.hidden equal to lstm.dim)"
+                f"classifier.layers is 'mix', but the layers are {', '.join(map(str, widths))} wide; one width is "
+                "needed (lstm.hidden equal to lstm.dim)"
             )
         self.mix = ScalarMix(len(widths)) if layers == "mix" else None
         self.head = PoolingHead(3 * config.dim, classes, hidden, dropouts)
@@ -114,7 +114,7 @@ class DocumentClassifier(nn.Module):
         if penalties:
             counts = sum(count for _, count in penalties)
             extra = extra + sum(value * count for value, count in penalties) / counts
-        return self.head(pooled.to(self.head[0].weight.dtype)), extra
+        return self.head(pooled), extra
 
     def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
         """(sum of nats, number) of what follows each of the chunk's units: the next one, or the end."""
@@ -127,7 +127,7 @@ class DocumentClassifier(nn.Module):
             weight, bias = model.encoder.embedding.weight, model.decoder.bias
         else:
             weight, bias = model.embedding.weight, None
-        return fused_cross_entropy(features, weight, following, 0.0, PAD, bias), int((following != PAD).sum())
+        return smoothed_cross_entropy(features, weight, following, 0.0, PAD, bias), int((following != PAD).sum())
 
 
 def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, str]) -> dict[str, str]:

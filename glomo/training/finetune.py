@@ -22,6 +22,7 @@ from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
 from glomo.training.config import check_range, to_dict
+from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier, layer_patterns
 from glomo.training.language_model import language_model
 from glomo.training.loop import Task, set_up, train
@@ -31,9 +32,11 @@ from glomo.training.run_folder import RunFolder
 from glomo.training.texts import fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
-from glomo.transfer import auxiliary_weight
+from glomo.transfer import auxiliary_weight, layer_groups
 
 EVALUATION_BATCH = 64
+FIGURES = ("step", "loss", "seconds", "valid_loss", "valid_accuracy")
+"""Of the last metrics row, in the results."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ class ClassifierConfig:
     smoothing: float = 0.0
     """label smoothing"""
 
+    def of_model(self) -> dict[str, Any]:
+        """Arguments of `DocumentClassifier`."""
+        options = {name: getattr(self, name) for name in ("hidden", "chunk", "window", "layers")}
+        return {**options, "dropouts": (self.dropout, self.dropout_last)}
+
     def __post_init__(self) -> None:
         for name in ("hidden", "chunk", "window"):
             check_range(f"classifier.{name}", getattr(self, name), 1)
@@ -142,6 +150,39 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     Raises UserError for mistakes in the recipe and in the data.
     """
     world = set_up(config.train)
+    work = prepare(config, world)
+    memory = PeakMemory(world.device)
+    if world.rank:
+        return train(work.task, config.train, None, world)
+    with RunFolder(out, to_dict(config)) as folder:
+        row = train(work.task, config.train, folder, world)
+        work.model.load_state_dict(checkpoint.load(folder.final).weights)
+        results: dict[str, Any] = {
+            f"test_{name}": value for name, value in evaluate(work.model, work.test, world.device).items()
+        }
+        results |= {name: row[name] for name in FIGURES if name in row}
+        results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
+        results |= {"trainable": most_trainable(work.task), "memory": memory.bytes()}
+        kept = folder.path / "results.json"
+        if kept.exists():  # a finished run that was called again has taken no memory
+            results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
+        checkpoint.replace_file(kept, (json.dumps(results, indent=1) + "\n").encode())
+        return results
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a recipe trains and tests."""
+
+    task: Task
+    model: DocumentClassifier
+    test: Documents
+    examples: int
+    """documents to train on"""
+
+
+def prepare(config: FinetuneConfig, world: World) -> Work:
+    """The task of a recipe. Raises UserError as `finetune`."""
     train_set, test_set = labelled(
         config.data.train, config.data.test, config.data.dataset, config.data.text_column, config.data.label_column
     )
@@ -177,23 +218,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
-    memory = PeakMemory(world.device)
-    if world.rank:
-        return train(task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
-        row = train(task, config.train, folder, world)
-        model.load_state_dict(checkpoint.load(folder.final).weights)
-        results = {f"test_{name}": value for name, value in evaluate(model, test, world.device).items()}
-        results |= {
-            name: row[name] for name in ("step", "loss", "seconds", "valid_loss", "valid_accuracy") if name in row
-        }
-        results |= {"examples": len(fitting), "parameters": sum(p.numel() for p in model.parameters())}
-        results |= {"trainable": most_trainable(task, model), "memory": memory.bytes()}
-        kept = folder.path / "results.json"
-        if kept.exists():  # a finished run that was called again has taken no memory
-            results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
-        checkpoint.replace_file(kept, (json.dumps(results, indent=1) + "\n").encode())
-        return results
+    return Work(task, model, test, len(fitting))
 
 
 def make_classifier(
@@ -214,9 +239,7 @@ def make_classifier(
             encoder = LSTMLanguageModel(lstm)
         else:
             encoder = LanguageModel(dataclasses.replace(config.model, vocab_size=len(vocabulary), smoothing=0.0))
-    dropouts = (settings.dropout, settings.dropout_last)
-    sizes = (settings.hidden, dropouts, settings.chunk, settings.window, settings.layers)
-    return DocumentClassifier(encoder, classes, *sizes), vocabulary, backward
+    return DocumentClassifier(encoder, classes, **settings.of_model()), vocabulary, backward
 
 
 def encode(
@@ -280,12 +303,10 @@ def figures_of(found: Tensor, labels: Sequence[int]) -> dict[str, float]:
     return {"accuracy": right / len(labels), "loss": float(F.nll_loss(found.clamp(min=1e-30).log(), target))}
 
 
-def most_trainable(task: Task, model: DocumentClassifier) -> int:
+def most_trainable(task: Task) -> int:
     """Parameters that learn in the stage in which most do."""
-    from glomo.transfer import layer_groups
-
     assert task.stages is not None
-    groups = layer_groups(model, task.groups)
+    groups = layer_groups(task.model, task.groups)
     sizes = {group.name: group.size for group in groups}
     return max(sum(sizes[name] for name in stage.rates) for stage in task.stages(groups))
 

@@ -216,7 +216,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                     next_stage()
                 if staging.over or plateau["scale"] < 0.01:
                     break
-                _seed(config.seed, step, world.rank, generator)
+                seed_step(config.seed, step, world.rank, generator)
                 scale = task.before_step(step) if task.before_step else 1.0
                 staging.set(model, optimizer, scale * plateau["scale"])
 
@@ -296,7 +296,7 @@ def _one_stage(config: TrainConfig) -> MakeStages:
     ]
 
 
-def _seed(seed: int, step: int, rank: int, generator: torch.Generator) -> None:
+def seed_step(seed: int, step: int, rank: int, generator: torch.Generator) -> None:
     """Seed every random generator as a function of (seed, step, rank): no generator's state has to be saved."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

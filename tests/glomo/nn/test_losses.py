@@ -5,46 +5,79 @@ import glomo.nn.losses as losses
 from glomo.nn.losses import smoothed_cross_entropy
 
 
-def by_hand(features, weight, targets, smoothing, bias):
+def by_hand(features, weight, targets, smoothing, bias=None, pad=0):
     total = 0.0
     for h, y in zip(features.flatten(0, -2), targets.flatten().tolist(), strict=True):
-        if y == 0:
+        if y == pad:
             continue
+        others = torch.arange(len(weight)) != pad
         z = weight @ h + (0 if bias is None else bias)
-        log_p = z[1:].log_softmax(0)
-        q = torch.full_like(log_p, smoothing / len(log_p))
-        q[y - 1] += 1 - smoothing
-        total = total - (q * log_p).sum()
+        log_p = z.masked_fill(~others, float("-inf")).log_softmax(0)
+        q = torch.where(others, smoothing / (len(weight) - 1), 0.0)
+        q[y] += 1 - smoothing
+        total = total - (q * log_p)[others].sum()
     return total
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("chunk", [10**6, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_equals_the_sum_by_hand_in_any_chunks(monkeypatch, smoothing, chunk, with_bias):
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
+@pytest.mark.parametrize("pad", [0, 4])
+def test_equals_the_sum_by_hand_in_any_chunks(monkeypatch, smoothing, chunk, with_bias, pad):
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": chunk, "cuda": chunk})
     features, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 5, 4), (11, 4)))
     bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if with_bias else None
     inputs = [features, weight] + ([bias] if with_bias else [])
     targets = torch.randint(0, 11, (3, 5))
-    found = smoothed_cross_entropy(features, weight, targets, smoothing, bias=bias)
-    expected = by_hand(features, weight, targets, smoothing, bias)
+    targets[1, 2] = pad
+    found = smoothed_cross_entropy(features, weight, targets, smoothing, pad, bias)
+    expected = by_hand(features, weight, targets, smoothing, bias, pad)
     torch.testing.assert_close(found, expected)
-    for mine, other in zip(*(torch.autograd.grad(out, inputs) for out in (found, expected)), strict=True):
+    for mine, other in zip(
+        *(torch.autograd.grad(3 * out, inputs, retain_graph=True) for out in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(mine, other)
+    torch.testing.assert_close(torch.autograd.grad(found, weight), torch.autograd.grad(expected, weight))  # asked again
+
+
+def test_only_what_is_asked_for_is_made():
+    features, weight, targets = torch.randn(6, 4), torch.randn(5, 4), torch.tensor([1, 2, 0, 4, 3, 1])
+    expected = by_hand(features, weight, targets, 0.0)
+    torch.testing.assert_close(smoothed_cross_entropy(features, weight, targets), expected)
+    assert not smoothed_cross_entropy(features, weight, targets).requires_grad
+    features.requires_grad_()
+    smoothed_cross_entropy(features, weight, targets).backward()  # a frozen embedding
+    assert weight.grad is None
+    torch.testing.assert_close(features.grad, torch.autograd.grad(by_hand(features, weight, targets, 0.0), features)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(smoothed_cross_entropy(features, weight, targets), expected)
 
 
 def test_nothing_but_padding_is_zero():
-    features, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4)
+    features, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     loss = smoothed_cross_entropy(features, weight, torch.zeros(2, 3, dtype=torch.int64), 0.1)
     loss.backward()
     assert loss == 0
     assert (features.grad == 0).all()
+    assert (weight.grad == 0).all()
 
 
-def test_half_precision_sums_in_fp32():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_sums_in_fp32(monkeypatch, autocast):
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 5000 * 16, "cuda": 5000 * 16})
+    torch.manual_seed(0)
     features, weight, targets = torch.randn(64, 8), torch.randn(5000, 8), torch.randint(1, 5000, (64,))
-    exact = smoothed_cross_entropy(features.bfloat16().double(), weight.bfloat16().double(), targets, 0.1)
-    found = smoothed_cross_entropy(features.bfloat16(), weight.bfloat16(), targets, 0.1)
+    given = [
+        x.bfloat16().to(torch.float32 if autocast else torch.bfloat16).requires_grad_() for x in (features, weight)
+    ]
+    exact = [x.detach().double().requires_grad_() for x in given]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = smoothed_cross_entropy(*given, targets, 0.1)
+    expected = by_hand(*exact, targets, 0.1)
     assert found.dtype == torch.float32
-    assert abs(float(found / exact) - 1) < 1e-3
+    assert abs(float((found / expected).detach()) - 1) < 1e-3
+    found.backward()
+    expected.backward()
+    for mine, other in zip(given, exact, strict=True):
+        assert mine.grad.dtype == mine.dtype
+        assert (mine.grad - other.grad).norm() < 0.01 * other.grad.norm()

@@ -1,0 +1,99 @@
+"""A trained document classifier: out of its checkpoint, texts in, their classes out; and the mean of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glomo.data import AnyVocabulary, encode_labels
+from glomo.errors import UserError
+from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
+from glomo.nn.transformer import LanguageModel
+from glomo.nn.transformer_config import TransformerConfig
+from glomo.training.document_classifier import DocumentClassifier
+from glomo.training.finetune import ClassifierConfig, figures_of, probabilities, units_of
+from glomo.training.models import model_in
+
+
+@dataclass
+class TrainedClassifier:
+    """A model with its vocabulary and the names of its classes."""
+
+    path: str
+    model: DocumentClassifier
+    vocabulary: AnyVocabulary
+    classes: list[str]
+    length: int
+    """units after which a document is cut; 0: none is"""
+    backward: bool
+    """it reads from the end to the beginning"""
+
+    def probabilities(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """(texts, classes)."""
+        ids = [units_of(text, self.vocabulary, self.length, self.backward) for text in texts]
+        return probabilities(self.model.to(device), ids, torch.device(device))
+
+
+class Ensemble:
+    """The mean of the probabilities of one or more classifiers, such as a forward and a backward one:
+
+    .. code-block:: text
+
+        p(y | x) = (1 / M) sum_m p_m(y | x)
+
+    Raises:
+        UserError: there is none, or they have other classes.
+    """
+
+    def __init__(self, members: Sequence[TrainedClassifier]) -> None:
+        if not members:
+            raise UserError("an ensemble needs at least one classifier")
+        for member in members[1:]:
+            if member.classes != members[0].classes:
+                raise UserError(
+                    f"{members[0].path} knows the classes {', '.join(members[0].classes)}, but {member.path} knows "
+                    f"{', '.join(member.classes)}"
+                )
+        self.members, self.classes = members, members[0].classes
+
+    def probabilities(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """(texts, classes)."""
+        return torch.stack([member.probabilities(texts, device) for member in self.members]).mean(0)
+
+    def predict(self, texts: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
+        """The most probable class of each text."""
+        return [self.classes[n] for n in self.probabilities(texts, device).argmax(-1).tolist()] if texts else []
+
+    def evaluate(self, examples: Sequence[tuple[str, str]], device: torch.device | str = "cpu") -> dict[str, Any]:
+        """{accuracy, loss, examples} on (text, label) examples. Raises UserError for a label that is unknown."""
+        labels = encode_labels([label for _, label in examples], self.classes)
+        found = self.probabilities([text for text, _ in examples], device)
+        return {**figures_of(found, labels), "examples": len(examples)}
+
+
+def load_classifier(*paths: str | Path) -> Ensemble:
+    """The classifiers in checkpoint folders, or in run folders (``final/``), as one.
+
+    Raises UserError when a folder is missing, damaged, or holds no document classifier, and for different classes.
+    """
+    return Ensemble([_load(path) for path in paths])
+
+
+def _load(path: str | Path) -> TrainedClassifier:
+    with model_in(path, "document-classifier", "document classifier", ("final", "best")) as (found, vocabulary):
+        meta, settings = found.meta, dict(found.meta["model"])
+        classes, config = [str(name) for name in meta["classes"]], meta["config"]
+        settings.pop("classes")
+        if meta["architecture"] == "lstm":
+            encoder: LanguageModel | LSTMLanguageModel = LSTMLanguageModel(AWDLSTMConfig.from_dict(settings))
+        else:
+            encoder = LanguageModel(TransformerConfig.from_dict(settings))
+        model = DocumentClassifier(encoder, len(classes), **ClassifierConfig(**config["classifier"]).of_model())
+        model.load_state_dict(found.weights)
+        length = int(config["data"]["length"])
+        return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]))
