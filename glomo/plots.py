@@ -1,8 +1,8 @@
-"""Pictures of graphs over a sentence. matplotlib is imported where it is used."""
+"""Pictures: graphs over a sentence, results beside each other. matplotlib is imported where it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,82 @@ def accuracies(results: dict[str, Any], path: Path) -> None:
     axis.set_ylabel("test accuracy, %")
     axis.set_title(f"{results['task']}: each point a seed, bar = mean ± std", fontsize=9)
     axis.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def trade_off(results: Mapping[str, Any], path: Path) -> None:
+    """Test error against seconds of training, one point a way (a bar = ± std), as large as its trainable share."""
+    rows = [row for row in results["ways"] if row["labels"] == results["ways"][-1]["labels"]]
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for row in rows:
+        size = 30 + 170 * row["trainable"] / row["parameters"]
+        spread = 100 * (row["std"] or 0.0)
+        axis.errorbar(row["seconds"], 100 * row["error"], yerr=spread, color="grey", alpha=0.6, zorder=0)
+        axis.scatter(row["seconds"], 100 * row["error"], s=size, label=f"{row['way']}: {row['trainable']:,} learn")
+    axis.set_xlabel("seconds of training")
+    axis.set_ylabel("test error, %")
+    axis.set_title(f"{results['task']}: area = share of the parameters that learns", fontsize=9)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
+    """Validation error while training, the mean of the seeds with their range; nothing without validations."""
+    if not curves:
+        return
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for way, points in curves.items():
+        steps = sorted(points)
+        means = [100 * sum(points[step]) / len(points[step]) for step in steps]
+        (line,) = axis.plot(steps, means, marker=".", label=way)
+        low, high = ([100 * pick(points[step]) for step in steps] for pick in (min, max))
+        axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
+    axis.set_xlabel("step")
+    axis.set_ylabel("validation error, %")
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def low_shot(results: Mapping[str, Any], path: Path) -> None:
+    """Test error against the number of labelled examples; nothing for a single number."""
+    ways: dict[str, list[Mapping[str, Any]]] = {}
+    for row in results["ways"]:
+        ways.setdefault(row["way"], []).append(row)
+    if max(map(len, ways.values())) < 2:
+        return
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for way, rows in ways.items():
+        rows = sorted(rows, key=lambda row: row["examples"])
+        spreads = [100 * (row["std"] or 0.0) for row in rows]
+        xs, ys = [row["examples"] for row in rows], [100 * row["error"] for row in rows]
+        axis.errorbar(xs, ys, yerr=spreads, marker="o", capsize=3, label=way)
+    axis.set_xscale("log")
+    axis.set_xlabel("labelled examples to train on")
+    axis.set_ylabel("test error, %")
+    axis.set_title(results["task"], fontsize=9)
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def rate_test(found: Mapping[str, Any], path: Path) -> None:
+    """The loss of a learning-rate range test against the rate, and its suggestion."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    axis.plot(found["rates"], found["losses"], color="grey", alpha=0.4, label="loss of each step")
+    axis.plot(found["rates"], found["smooth"], label="smoothed")
+    if found["suggestion"] is not None:
+        axis.axvline(found["suggestion"], linestyle="--", color="black", label=f"steepest: {found['suggestion']:.2g}")
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate of the last layer group")
+    axis.set_ylabel("loss")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
     _save(figure, path)
 
 

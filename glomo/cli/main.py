@@ -15,6 +15,7 @@ COMMANDS = {
     "transfer": "train a classifier with graphs, and compare them with controls",
     "lm": "train a causal language model; its perplexity; text from it",
     "finetune": "train a classifier on a language model",
+    "compare": "several ways of fine-tuning beside each other: error, seconds, memory",
     "translate": "train a translator on sentence pairs; use it; judge it",
     "plot": "draw the graph over a sentence",
     "demo": "all of it on real text in three minutes",

@@ -163,6 +163,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         results |= {name: row[name] for name in FIGURES if name in row}
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
         results |= {"trainable": most_trainable(work.task), "memory": memory.bytes()}
+        results |= {"ended_early": row["step"] < config.train.steps}
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}

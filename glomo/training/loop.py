@@ -285,8 +285,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         progress.close()
     with weights_to_judge(optimizer):
         weights = world.whole(model.state_dict())
-    if folder and not (start == row["step"] and _holds(folder.final, start)):
-        checkpoint.save(folder.final, weights, None, {"step": row["step"], **task.meta})
+        if folder and not (start == row["step"] and _holds(folder.final, start)):
+            checkpoint.save(folder.final, weights, None, {"step": row["step"], **task.meta})
     return row
 
 

@@ -6,35 +6,14 @@ import random
 
 import pytest
 import torch
-from support_transfer import PATTERNS, Net
-from torch import nn
+from support_transfer import ALONE, CONFIG, METHODS, PATTERNS, Net, make_task
 
-from glomo.data import BucketBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
-from glomo.training.distributed import World
-from glomo.training.loop import Task, train
+from glomo.training.loop import train
 from glomo.training.run_folder import RunFolder
-from glomo.training.train_config import TrainConfig
-from glomo.transfer import chain_thaw, gradual_unfreezing, sequential_unfreezing, slanted_triangular
+from glomo.transfer import gradual_unfreezing
 
-ALONE = World(0, 1, torch.device("cpu"))
-CONFIG = TrainConfig(
-    steps=20,
-    batch_size=4,
-    lr=0.05,
-    eval_every=2,
-    checkpoint_every=3,
-    progress=0,
-    device="cpu",
-    weight_decay=0.1,
-    keep=99,
-)
-METHODS = {
-    "gradual": lambda groups: gradual_unfreezing(groups, 20, 4, 0.05, schedule=slanted_triangular),
-    "chain-thaw": lambda groups: chain_thaw(groups, 20, 0.05, 0.01, patience=1),
-    "sequential": lambda groups: sequential_unfreezing(groups, 20, 3, 0.05, 0.01),
-}
 LEARNING = {  # of each stage by its name
     **{"last": ["head"], "last 2": ["layers.1", "head"], "last 3": ["layers.0", "layers.1", "head"]},
     "no embedding": ["layers.0", "layers.1", "head"],
@@ -52,41 +31,6 @@ def _no_waiting_for_the_disk():
 
 class Death(BaseException):
     pass
-
-
-class Carried:
-    """A row for each of the batch's examples."""
-
-    def __init__(self):
-        self.rows = torch.zeros(4, 2)
-
-    def state_dict(self):
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state):
-        self.rows = state["rows"]
-
-
-def make_task(method, hook=lambda step: None):
-    torch.manual_seed(3)
-    net, carried = Net(), Carried()
-    generator = torch.Generator().manual_seed(1)
-    units, labels = torch.randint(7, (30, 5), generator=generator), torch.randint(3, (30,), generator=generator)
-    steps = itertools.count(1)
-
-    def loss(indices, generator):
-        hook(next(steps))
-        carried.rows[: len(indices)] += 0.1 * torch.rand(len(indices), 2, generator=generator)
-        value = nn.functional.cross_entropy(net(units[indices]), labels[indices])
-        return value * (1 + carried.rows.mean()), len(indices), 5
-
-    def validate():
-        net.eval()
-        with torch.no_grad():
-            return {"valid_loss": float(nn.functional.cross_entropy(net(units), labels))}
-
-    batches = BucketBatches([1] * 30, 4, 0)
-    return Task(net, batches, loss, validate, groups=PATTERNS, stages=METHODS[method], carried=carried)
 
 
 def run(path, method, hook=lambda step: None, config=CONFIG):

@@ -1,0 +1,192 @@
+"""Several ways of fine-tuning beside each other: equal steps, equal seeds, each run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glomo.errors import UserError
+from glomo.training.checkpoint import replace_file
+from glomo.training.config import check_range, dump_toml, load_recipe, nearest, split_arguments, to_dict
+from glomo.training.finetune import FinetuneConfig
+from glomo.training.loop import Interrupted
+from glomo.training.run_folder import MAY_CHANGE, RunFolder
+from glomo.training.tune import METHODS
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The [compare] section: what is compared, and how often."""
+
+    ways: tuple[str, ...] = METHODS
+    """each a tune.method, with options behind it and a name before it where they are wanted, as in "at 2.6: full
+    --tune.factor 2.6" """
+    seeds: int = 3
+    """runs of each, with the seeds train.seed, train.seed + 1, ..."""
+    labels: tuple[int, ...] = ()
+    """numbers of labelled examples (0: all), each with every way and seed; none: data.labels"""
+
+    def __post_init__(self) -> None:
+        check_range("compare.seeds", self.seeds, 1)
+        for number in self.labels:
+            check_range("compare.labels", number, 0)
+        if not self.ways:
+            raise UserError(f"compare.ways is empty; at least one of {', '.join(METHODS)} is needed")
+        names = [way.name for way in self.parsed()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise UserError(f'compare.ways has {twice!r} twice; give one another name, as in "other: {twice}"')
+
+    def parsed(self) -> list[Way]:
+        return [_parsed(text) for text in self.ways]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of fine-tuning."""
+
+    name: str
+    options: dict[str, str]
+    """{"tune.method": ..., and what else differs from the recipe}"""
+
+
+@dataclass(frozen=True)
+class CompareConfig(FinetuneConfig):
+    """A recipe of `glomo compare`: one of `glomo finetune` with a section more."""
+
+    compare: Ways = field(default_factory=Ways)
+
+
+def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
+    """Run a recipe. Returns what `summary` makes of the runs (it is in ``out/results.json``, with pictures beside it);
+    a call that was interrupted goes on where it stopped.
+
+    Raises UserError for mistakes in the recipe and in the data, `Interrupted` after Ctrl-C or SIGTERM.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("`glomo compare` runs alone: its figures are seconds and memory of one process")
+    sections = to_dict(config)
+    plain = {name: content for name, content in sections.items() if name != "compare"}
+    seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
+    with RunFolder(out, sections, (*MAY_CHANGE, "compare.ways", "compare.seeds", "compare.labels")):
+        recipe = out / "recipe.toml"
+        replace_file(recipe, dump_toml(plain).encode())
+        runs = []
+        for labels in config.compare.labels or (config.data.labels,):
+            for seed in seeds:
+                for way in config.compare.parsed():
+                    options = {**way.options, "train.seed": str(seed), "data.labels": str(labels)}
+                    folder = out / _slug(f"{way.name}-{labels or 'all'}-{seed}")
+                    runs.append({"way": way.name, "labels": labels, "seed": seed, **_run(recipe, options, folder)})
+                    replace_file(out / "results.json", _json(summary(_task(config), runs)))
+        return summary(_task(config), runs)
+
+
+def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"task", "runs", "ways"}: for each way and number of labels the mean and standard deviation (None for one seed)
+    of the test error, and the means of trainable parameters, seconds and memory."""
+    ways = []
+    for name, labels in dict.fromkeys((run["way"], run["labels"]) for run in runs):
+        of = [run for run in runs if (run["way"], run["labels"]) == (name, labels)]
+        errors = [1 - run["test_accuracy"] for run in of]
+        memory = [run["memory"] for run in of if run["memory"] is not None]
+        ways.append(
+            {
+                "way": name,
+                "labels": labels,
+                "error": statistics.fmean(errors),
+                "std": statistics.stdev(errors) if len(of) > 1 else None,
+                "trainable": of[0]["trainable"],
+                "parameters": of[0]["parameters"],
+                "seconds": statistics.fmean(run["seconds"] for run in of),
+                "memory": statistics.fmean(memory) if memory else None,
+                "seeds": len(of),
+                "examples": round(statistics.fmean(run["examples"] for run in of)),
+            }
+        )
+    return {"task": task, "runs": list(runs), "ways": ways}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as lines to read."""
+    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB")]
+    for row in results["ways"]:
+        spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
+        memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
+        error, learn = f"{100 * row['error']:.2f}{spread}", f"{row['trainable']:,}"
+        labels = str(row["labels"] or "all")
+        rows.append((row["way"], labels, error, learn, f"{row['parameters']:,}", f"{row['seconds']:.1f}", memory))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[float]]]:
+    """{way: {step: validation errors of its runs}}, of the largest number of labels."""
+    found: dict[str, dict[int, list[float]]] = {}
+    most = results["runs"][-1]["labels"]
+    for run in results["runs"]:
+        if run["labels"] != most:
+            continue
+        path = out / _slug(f"{run['way']}-{run['labels'] or 'all'}-{run['seed']}") / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if "valid_accuracy" in row:
+                found.setdefault(run["way"], {}).setdefault(row["step"], []).append(1 - row["valid_accuracy"])
+    return found
+
+
+def _parsed(text: str) -> Way:
+    name, colon, rest = text.partition(":")
+    words = shlex.split(rest if colon else text)
+    arguments = split_arguments(words)
+    if len(arguments.positional) != 1 or arguments.positional[0] not in METHODS:
+        given = " ".join(arguments.positional)
+        raise UserError(f"compare.ways has {text!r}: {given or 'nothing'!r} is no method{nearest(given, METHODS)}")
+    return Way(name.strip() if colon else " ".join(words), {"tune.method": words[0], **arguments.options})
+
+
+def _run(recipe: Path, options: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The results of one run: trained now, gone on with, or read back."""
+    config = load_recipe(str(recipe), options, FinetuneConfig, "finetune")
+    results = folder / "results.json"
+    if results.exists():
+        with RunFolder(folder, to_dict(config)):  # of the same configuration, or a sentence
+            found = json.loads(results.read_bytes())
+        if found["step"] == config.train.steps or found.get("ended_early"):
+            return dict(found)
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "glomo", "finetune", str(recipe), "--out", str(folder), *words]
+    print(f"{folder.name}:", file=sys.stderr, flush=True)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            code = process.wait()  # it was told as well, and saves
+            raise Interrupted(f"stopped in {folder}; the same command goes on from there", 130) from None
+    if code in (130, 143):
+        raise Interrupted(f"stopped in {folder}; the same command goes on from there", code)
+    if code:
+        raise UserError(f"the run in {folder} ended with the code {code}, for the reason above")
+    return dict(json.loads(results.read_bytes()))
+
+
+def _task(config: FinetuneConfig) -> str:
+    return config.data.dataset or Path(config.data.train).name
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,45 @@
+"""The range test: the rates it takes, that it changes nothing, and what it suggests."""
+
+import math
+
+import pytest
+import torch
+from support_transfer import ALONE, CONFIG, METHODS, make_task
+
+from glomo.training.lr_finder import find_rate
+
+
+def test_rates_grow_and_nothing_is_changed():
+    task = make_task("gradual")
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    found = find_rate(task, CONFIG, ALONE, 1e-5, 1e-1, steps=9)
+    assert found["rates"] == pytest.approx([1e-5 * 10 ** (t / 2) for t in range(9)])
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert len(found["losses"]) == len(found["smooth"]) == 9
+    mean = weight = 0.0
+    for loss, smooth in zip(found["losses"], found["smooth"], strict=True):
+        mean, weight = 0.98 * mean + loss, 0.98 * weight + 1
+        assert smooth == pytest.approx(mean / weight)
+
+
+def test_it_ends_where_the_loss_explodes():
+    task = make_task("gradual")
+    found = find_rate(task, CONFIG, ALONE, 1e-3, 1e12, steps=200)
+    assert len(found["rates"]) < 200
+    last = found["smooth"][-1]
+    assert not math.isfinite(last) or last > 4 * min(found["smooth"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_suggestion_learns(method):
+    """A quadratic falls fastest somewhere between too slow and too fast."""
+    task = make_task(method)
+    target = {name: p.detach() + 1 for name, p in task.model.named_parameters()}
+
+    def loss(indices, generator):
+        value = sum((p - target[name]).square().sum() for name, p in task.model.named_parameters())
+        return value / 50, 1, 1
+
+    task.loss = loss
+    suggestion = find_rate(task, CONFIG, ALONE, 1e-6, 10.0)["suggestion"]
+    assert 1e-3 < suggestion < 5
