@@ -35,6 +35,15 @@ def language_model(folder):
     return ["lm", "train", "lm-small", "--data.text", str(HAMLET), "--data.vocab_size", "400", *SMALL]
 
 
+def lstm(folder):
+    recipe = folder / "lstm.toml"
+    recipe.write_text('command = "lm"\n[method]\nmodel = "lstm"\n[train]\nbatch_size = 6\n')
+    dry = [f"--lstm.{name}" for name in ("dropout_input", "dropout_hidden", "dropout_output", "dropout_embedding")]
+    dry = [word for name in (*dry, "--lstm.weight_drop") for word in (name, "0")]
+    more = ["--data.vocab_size", "400", "--data.length", "20", "--lstm.preset", "tiny", *dry]
+    return ["lm", "train", str(recipe), "--data.text", str(HAMLET), *more]
+
+
 def translate(folder):
     pairs = folder / "pairs.tsv"
     words = HAMLET.read_text().split()
@@ -84,8 +93,11 @@ def run(command, out, steps, processes):
 @pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
 @pytest.mark.parametrize(
     ("command", "more"),
-    [(pretrain, []), (language_model, []), (translate, []), (translate, ["--train.shard", *ADAM, *SINGLES])],
-    ids=["pretrain", "lm", "translate", "translate-sharded"],
+    [
+        *((pretrain, []), (language_model, []), (lstm, []), (translate, [])),
+        (translate, ["--train.shard", *ADAM, *SINGLES]),
+    ],
+    ids=["pretrain", "lm", "lm-lstm", "translate", "translate-sharded"],
 )
 def test_two_processes_train_as_one(tmp_path, command, more):
     """Two stop in the middle, and go on to the same bits as two that do not."""
@@ -105,4 +117,42 @@ def test_two_processes_train_as_one(tmp_path, command, more):
         assert one[0]["loss"] - one[-1]["loss"] > 0.005  # it did learn
     assert [row["loss"] for row in parts] == [row["loss"] for row in two]
     ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("two", "parts"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
+def test_two_processes_fine_tune_in_stages(tmp_path):
+    """Stopped within a stage, and gone on with to the same bits; only the named groups move. (BatchNorm takes its
+    statistics of each process's share: the losses are not those of one process.)"""
+    recipe = tmp_path / "finetune.toml"
+    recipe.write_text(
+        f'command = "finetune"\n[data]\ntrain = "{HAMLET.parent / "speeches-train.csv"}"\n'
+        f'test = "{HAMLET.parent / "speeches-test.csv"}"\nvocab_size = 500\nlength = 30\n[classifier]\nhidden = 8\n'
+        '[tune]\nmethod = "gradual-unfreeze"\nstage_steps = 3\nfactor = 2.6\n[train]\nbatch_size = 13\n'
+    )
+    command = [
+        "finetune",
+        str(recipe),
+        "--lstm.preset",
+        "tiny",
+        *ADAM,
+        "--train.checkpoint_every",
+        "1",
+        "--train.keep",
+        "99",
+    ]
+    first = run(command, tmp_path / "whole", 12, 2) + run(command, tmp_path / "parts", 11, 2)
+    assert [process.wait(timeout=600) for process in first] == [0] * 4
+    assert [process.wait(timeout=600) for process in run(command, tmp_path / "parts", 12, 2)] == [0, 0]
+    whole, parts = (rows(tmp_path / name) for name in ("whole", "parts"))
+    assert [row["loss"] for row in parts] == [row["loss"] for row in whole]
+    assert [row["stage"] for row in whole] == ["last"] * 3 + ["last 2"] * 3 + ["last 3"] * 3 + ["all"] * 3
+    learning = {"last": ("head",), "last 2": ("head", "language_model.encoder.layers.1")}
+    learning["last 3"] = (*learning["last 2"], "language_model.encoder.layers.0")
+    weights = [checkpoint.load(f).weights for f in checkpoint.step_folders(tmp_path / "whole" / "checkpoints")]
+    for row, before, after in zip(whole[1:], weights, weights[1:], strict=False):
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        assert moved
+        assert all(name.startswith(learning.get(row["stage"], ("head", "language_model"))) for name in moved)
+    ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
