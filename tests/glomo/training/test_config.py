@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glomo.errors import UserError
+from glomo.training.compare import CompareConfig
 from glomo.training.config import (
     Text,
     build,
@@ -21,6 +22,7 @@ from glomo.training.config import (
     split_arguments,
     to_dict,
 )
+from glomo.training.finetune import FinetuneConfig
 from glomo.training.language import LanguageConfig
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.transfer import TransferConfig
@@ -176,6 +178,8 @@ def test_shipped_recipes_are_valid_and_resolve_to_themselves(name, tmp_path):
         "transfer": TransferConfig,
         "translate": TranslationConfig,
         "lm": LanguageConfig,
+        "finetune": FinetuneConfig,
+        "compare": CompareConfig,
     }[raw["command"]]
     config = load_recipe(name, {}, schema, raw["command"])
     resolved = recipe(tmp_path, dump_toml(to_dict(config)))

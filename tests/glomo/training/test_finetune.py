@@ -228,3 +228,38 @@ def test_a_model_that_is_no_language_model(tmp_path, language_models, capsys):
         load_classifier(language_models["lstm"])
     assert main(["finetune", "no-such-recipe"]) == 2
     assert "there is no recipe 'no-such-recipe'" in capsys.readouterr().err
+
+
+def test_on_the_command_line(tmp_path, language_models, capsys):
+    recipe, run = tmp_path / "r.toml", str(tmp_path / "run")
+    recipe.write_text(
+        f'command = "finetune"\nabout = "x"\n[data]\ntrain = "{DATA.train}"\ntest = "{DATA.test}"\n[tune]\n'
+        f'init = "{language_models["lstm"]}"\n[train]\nsteps = 3\nprogress = 0\nthreads = 1\n'
+    )
+    assert main(["finetune", str(recipe), "--out", run]) == 0
+    said = capsys.readouterr().out
+    accuracy = json.loads((Path(run) / "results.json").read_bytes())["test_accuracy"]
+    assert f"test accuracy {100 * accuracy:.2f} %" in said
+    assert main(["finetune", "eval", run, run, "--test", DATA.test]) == 0
+    assert f"accuracy  {accuracy:,}" in capsys.readouterr().out
+    assert main(["finetune", str(recipe), "--help"]) == 0
+    assert "--classifier.chunk 70" in capsys.readouterr().out
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    assert main(["finetune", "rates", str(recipe), "--out", str(tmp_path / "rates")]) == 0
+    assert "--train.lr" in capsys.readouterr().out
+    assert (tmp_path / "rates" / "rates.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["eval"], "eval needs labelled examples"),
+        (["eval", "--test", DATA.test], "eval needs the folder of a classifier"),
+        (["eval", "x", "--tset", DATA.test], "unknown option --tset; the nearest known one is --test"),
+        (["eval", "x", "--test", DATA.test], "there is no checkpoint folder x"),
+        (["rates"], "`glomo finetune rates` needs one recipe"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, sentence, capsys):
+    assert main(["finetune", *words]) == 2
+    assert sentence in capsys.readouterr().err

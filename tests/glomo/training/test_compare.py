@@ -1,0 +1,141 @@
+"""Several ways of fine-tuning beside each other: what is run, gone on with, drawn and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glomo.cli.main import main
+from glomo.errors import UserError
+from glomo.training import compare as module
+from glomo.training.compare import CompareConfig, Ways, compare, curves, summary, table
+from glomo.training.config import load_recipe
+
+HERE = Path(__file__).parents[2] / "data"
+RECIPE = f"""command = "compare"
+[data]
+train = "{HERE / "speeches-train.csv"}"
+test = "{HERE / "speeches-test.csv"}"
+length = 30
+vocab_size = 500
+[classifier]
+hidden = 8
+chunk = 12
+[lstm]
+preset = "tiny"
+[tune]
+stage_steps = 1
+[compare]
+ways = ["full", "slow: full --train.lr 0", "gradual-unfreeze --tune.factor 2.6"]
+seeds = 2
+labels = [60, 0]
+[train]
+steps = 6
+batch_size = 16
+lr = 1e-2
+eval_every = 2
+checkpoint_every = 2
+progress = 0
+threads = 1
+device = "cpu"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def run_of(way, labels, seed, accuracy, **more):
+    found = {"way": way, "labels": labels, "seed": seed, "test_accuracy": accuracy, "examples": labels or 100}
+    return {**found, "trainable": 5, "parameters": 10, "seconds": 2.0 * seed, "memory": None, **more}
+
+
+def test_means_and_spreads():
+    runs = [run_of("a", 0, 0, 0.5), run_of("a", 0, 1, 0.7), run_of("b", 0, 0, 0.9, memory=2**20)]
+    (a, b) = summary("t", runs)["ways"]
+    assert (a["error"], a["std"], a["seconds"], a["memory"]) == pytest.approx((0.4, 0.2**0.5 / 10**0.5, 1.0, None))
+    assert (b["error"], b["std"], b["seeds"], b["memory"]) == (pytest.approx(0.1), None, 1, 2**20)
+    lines = table(summary("t", runs)).splitlines()
+    assert lines[2].split() == ["a", "all", "40.00", "±", "14.14", "5", "10", "1.0"]
+    assert lines[3].split() == ["b", "all", "10.00", "5", "10", "0.0", "1"]
+
+
+def test_the_same_call_goes_on(recipe, tmp_path, monkeypatch, capfd):
+    """A death between two runs; then what is there is read back, and the rest trained."""
+    out = tmp_path / "out"
+    config = load_recipe(str(recipe), {"compare.labels": "0", "compare.seeds": "1"}, CompareConfig, "compare")
+    started = module._run
+    count = []
+
+    def mortal(*arguments):
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        count.append(arguments)
+        return started(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_run", mortal)
+        with pytest.raises(KeyboardInterrupt):
+            compare(config, out)
+    assert len(json.loads((out / "results.json").read_bytes())["runs"]) == 2
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
+    command = ["compare", str(recipe), "--out", str(out), "--compare.labels", "0", "--compare.seeds", "1"]
+    assert main(command) == 0
+    assert "gradual-unfreeze --tune.factor 2.6  all" in capfd.readouterr().out
+    results = json.loads((out / "results.json").read_bytes())
+    assert [run["way"] for run in results["runs"]] == ["full", "slow", "gradual-unfreeze --tune.factor 2.6"]
+    assert {path.name for path in out.glob("*.png")} == {"trade-off.png", "curves.png"}
+    assert all(len(points) == 3 for points in curves(results, out).values())
+
+    def fail(*arguments, **options):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("subprocess.Popen", fail)
+    assert compare(config, out) == results
+
+
+def test_equal_seeds_draw_equal_examples(recipe, tmp_path, capfd):
+    more = ["--compare.ways", "full,other: full", "--compare.seeds", "1"]
+    assert main(["compare", str(recipe), "--out", str(tmp_path / "out"), *more]) == 0
+    runs = json.loads((tmp_path / "out" / "results.json").read_bytes())["runs"]
+    one, other = (
+        [{**run, "way": "", "seconds": 0, "memory": 0} for run in runs if run["way"] == way]
+        for way in ("full", "other")
+    )
+    assert one == other
+    assert [run["examples"] for run in one] == [54, 144]
+    assert (tmp_path / "out" / "low-shot.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("ways", "sentence"),
+    [
+        (("ful",), "'ful' is no method; the nearest known one is full"),
+        (("full", "full"), "has 'full' twice"),
+        (("a: full", "a: top"), "has 'a' twice"),
+        ((), "compare.ways is empty"),
+        (("--train.lr 1",), "'nothing' is no method"),
+    ],
+)
+def test_mistakes(ways, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Ways(ways=ways)
+
+
+def test_a_mistake_in_one_way_is_said_by_its_run(recipe, tmp_path, capfd):
+    command = ["compare", str(recipe), "--out", str(tmp_path / "out"), "--compare.ways", "top --tune.top 9"]
+    assert main(command) == 2
+    error = capfd.readouterr().err
+    assert "count is 9; of 4 layer groups" in error
+    assert "ended with the code 2, for the reason above" in error
+    assert main([*command[:-1], "top --tune.tops 9"]) == 2
+    assert "unknown key tune.tops" in capfd.readouterr().err
+
+
+def test_several_processes_are_refused(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare", str(recipe), "--out", str(tmp_path / "out")]) == 2
+    assert "runs alone" in capsys.readouterr().err
