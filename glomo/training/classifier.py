@@ -58,6 +58,13 @@ class TextClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, num_classes)
 
+    def layer_patterns(self) -> dict[str, str]:
+        """The layer groups, from the bottom to the top."""
+        patterns = {"embedding": "embedding", "states": "states", "graph": "transfer", "head": "head|out"}
+        of = {"states": self.states, "graph": self.transfer}
+        absent = [name for name, module in of.items() if module is None or not any(True for _ in module.parameters())]
+        return {name: pattern for name, pattern in patterns.items() if name not in absent}
+
     def forward(self, units: Tensor, lengths: Tensor, graph_inputs: Sequence[Graphs]) -> Tensor:
         """`units (B, T)` of the table, `lengths (B,)` at least 1, what `graph.queries_keys` gave: `(B, classes)`."""
         features = self.dropout(self.embedding(units))

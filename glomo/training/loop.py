@@ -78,7 +78,8 @@ class Task:
     """fingerprints, such as {"text": sha256}, that must be the same when the run is taken up again"""
     title: str = "train"
     groups: Patterns = ()
-    """patterns of the layer groups, from the bottom to the top (`glomo.transfer.layer_groups`); none: one group"""
+    """patterns of the layer groups, from the bottom to the top (`glomo.transfer.layer_groups`); none: one group. What
+    needs no gradient when the run begins stays as it is"""
     stages: MakeStages | None = None
     """the groups -> stages of config.steps together; None: one, at config.lr as config.decay says"""
     before_step: Callable[[int], float] | None = None

@@ -23,11 +23,12 @@ class Staging:
     def __init__(self, model: nn.Module, patterns: Patterns, make: MakeStages, validates: bool) -> None:
         """Raises UserError for patterns that miss or double a parameter, and for a stage that cannot be run."""
         try:
-            if patterns:
-                self.groups = layer_groups(model, patterns)
-            else:
-                learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-                self.groups = [LayerGroup("all", learning)]
+            groups = layer_groups(model, patterns) if patterns else [LayerGroup("all", dict(model.named_parameters()))]
+            # what needs no gradient now (a table of fixed vectors) never will
+            self.groups = [
+                LayerGroup(group.name, {name: p for name, p in group.parameters.items() if p.requires_grad})
+                for group in groups
+            ]
             self.stages = list(make(self.groups))
             for stage in self.stages:
                 check_stage(stage, self.groups)

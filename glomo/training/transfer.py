@@ -35,6 +35,7 @@ from glomo.training.models import load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.texts import Labelled, labelled
 from glomo.training.train_config import TrainConfig
+from glomo.training.tune import Tune, make_stages
 
 GRAPHS = ("none", "uniform", "band", "random", "learned")
 # of a random graph where no learned one says its sizes
@@ -149,6 +150,7 @@ class TransferConfig:
     head: Head = field(default_factory=Head)
     compare: Compare = field(default_factory=Compare)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=500, eval_every=0, checkpoint_every=0, keep=1))
+    tune: Tune = field(default_factory=Tune)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     """
     if "learned" in config.compare.graphs and not config.graph.path:
         raise UserError("the learned graph needs --graph.path DIR, the folder of a `glomo pretrain` run")
+    if config.tune.init:
+        raise UserError("tune.init is the language model of `glomo finetune`; a graph is named by graph.path")
     world = set_up(config.train)
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds")
     train_set, test_set = labelled(
@@ -279,6 +283,9 @@ def run(
         f"{name}, seed {seed}",
     )
     settings = dataclasses.replace(config.train, seed=seed)
+    if not config.tune.plain:
+        task.groups = model.layer_patterns()
+        task.stages = make_stages(config.tune, settings, len(task.batches))
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds", "train.seed")
     if world.rank:
         row = train(task, settings, None, world)

@@ -96,7 +96,9 @@ def check_stage(stage: Stage, groups: Sequence[LayerGroup]) -> None:
         if name not in sizes:
             raise ValueError(f"stage {stage.name!r} trains {name!r}, but the layer groups are {', '.join(sizes)}")
     if not sum(sizes[name] for name in stage.rates):
-        raise ValueError(f"stage {stage.name!r} trains nothing; the layer groups are {', '.join(sizes)}")
+        named = ", ".join(stage.rates)
+        what = f"nothing that can learn: {named}" if named else "nothing"
+        raise ValueError(f"stage {stage.name!r} trains {what}; the layer groups are {', '.join(sizes)}")
     if stage.steps < 1:
         raise ValueError(f"stage {stage.name!r} has {stage.steps} steps; at least 1 is needed")
 

@@ -10,6 +10,7 @@ import torch
 from glomo.data import Vocabulary
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
+from glomo.training import checkpoint
 from glomo.training import transfer as module
 from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
 from glomo.training.train_config import TrainConfig
@@ -26,6 +27,7 @@ from glomo.training.transfer import (
     statistics,
     transfer,
 )
+from glomo.training.tune import Tune
 
 HERE = Path(__file__).parents[2] / "data"
 DATA = TransferData(str(HERE / "speeches-train.csv"), str(HERE / "speeches-test.csv"), length=20)
@@ -189,3 +191,42 @@ def test_slips_in_a_recipe(tmp_path):
         transfer(replace(without, data=TransferData(train=DATA.train)), tmp_path / "a")
     with pytest.raises(UserError, match="names no task"):
         transfer(replace(without, data=TransferData()), tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", ["learned", "random"])
+@pytest.mark.parametrize(
+    "tune",
+    [
+        Tune(method="gradual-unfreeze", stage_steps=1, factor=2.6),
+        Tune(method="chain-thaw", patience=0),
+        Tune(method="top"),
+    ],
+    ids=lambda tune: tune.method,
+)
+def test_stages(tmp_path, graph_folder, kind, tune):
+    """Techniques of fine-tuning drive the classifier on a graph as well; fixed vectors stay as they are."""
+    features = Features(kind, dim=8, states=True)
+    train = replace(TRAIN, steps=8, checkpoint_every=1, keep=99)
+    graph, comparison = GraphOptions(path=graph_folder), Compare(("none", "learned"), 1)
+    config = replace(CONFIG, features=features, graph=graph, compare=comparison, tune=tune, train=train)
+    if kind == "random" and tune.method == "chain-thaw":
+        with pytest.raises(UserError, match="'embedding' trains nothing that can learn: embedding"):
+            transfer(config, tmp_path)
+        return
+    transfer(config, tmp_path)
+    for name in ("none-0", "learned-0"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        folders = checkpoint.step_folders(tmp_path / name / "checkpoints")
+        weights = [checkpoint.load(folder).weights for folder in folders]
+        fixed = [n for n in weights[0] if n.startswith("embedding")] if kind == "random" else []
+        assert all(torch.equal(weights[0][n], weights[-1][n]) for n in fixed)
+        for row, before, after in zip(rows[1:], weights, weights[1:], strict=False):
+            if row["stage"] in ("last", "top", "head"):
+                moved = {n for n, value in after.items() if not torch.equal(value, before[n])}
+                assert moved
+                assert all(n.startswith(("head", "out")) for n in moved)
+
+
+def test_a_language_model_is_no_graph(tmp_path):
+    with pytest.raises(UserError, match=r"tune.init is the language model .* a graph is named by graph.path"):
+        transfer(replace(CONFIG, compare=Compare(("none",)), tune=Tune("runs/x")), tmp_path)
