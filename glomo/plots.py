@@ -111,7 +111,9 @@ def trade_off(results: Mapping[str, Any], path: Path) -> None:
         size = 30 + 170 * row["trainable"] / row["parameters"]
         spread = 100 * (row["std"] or 0.0)
         axis.errorbar(row["seconds"], 100 * row["error"], yerr=spread, color="grey", alpha=0.6, zorder=0)
-        axis.scatter(row["seconds"], 100 * row["error"], s=size, label=f"{row['way']}: {row['trainable']:,} learn")
+        axis.scatter(
+            row["seconds"], 100 * row["error"], s=size, label=f"{_plain(row['way'])}: {row['trainable']:,} learn"
+        )
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("test error, %")
     axis.set_title(f"{results['task']}: area = share of the parameters that learns", fontsize=9)
@@ -129,7 +131,7 @@ def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path
     for way, points in curves.items():
         steps = sorted(points)
         means = [100 * sum(points[step]) / len(points[step]) for step in steps]
-        (line,) = axis.plot(steps, means, marker=".", label=way)
+        (line,) = axis.plot(steps, means, marker=".", label=_plain(way))
         low, high = ([100 * pick(points[step]) for step in steps] for pick in (min, max))
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
     axis.set_xlabel("step")
@@ -152,7 +154,7 @@ def low_shot(results: Mapping[str, Any], path: Path) -> None:
         rows = sorted(rows, key=lambda row: row["examples"])
         spreads = [100 * (row["std"] or 0.0) for row in rows]
         xs, ys = [row["examples"] for row in rows], [100 * row["error"] for row in rows]
-        axis.errorbar(xs, ys, yerr=spreads, marker="o", capsize=3, label=way)
+        axis.errorbar(xs, ys, yerr=spreads, marker="o", capsize=3, label=_plain(way))
     axis.set_xscale("log")
     axis.set_xlabel("labelled examples to train on")
     axis.set_ylabel("test error, %")
@@ -169,13 +171,23 @@ def rate_test(found: Mapping[str, Any], path: Path) -> None:
     axis.plot(found["rates"], found["losses"], color="grey", alpha=0.4, label="loss of each step")
     axis.plot(found["rates"], found["smooth"], label="smoothed")
     if found["suggestion"] is not None:
-        axis.axvline(found["suggestion"], linestyle="--", color="black", label=f"steepest: {found['suggestion']:.2g}")
+        axis.axvline(
+            found["suggestion"],
+            linestyle="--",
+            color="black",
+            label=f"a tenth of the lowest's: {found['suggestion']:.2g}",
+        )
     axis.set_xscale("log")
     axis.set_xlabel("learning rate of the last layer group")
     axis.set_ylabel("loss")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     _save(figure, path)
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar sign is no formula."""
+    return text.replace("$", r"\$")
 
 
 def _cos(i: int) -> float:

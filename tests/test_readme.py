@@ -9,8 +9,11 @@ import torch
 import glomo
 from glomo.data import Vocabulary
 from glomo.nn import GLoMo, GLoMoConfig
+from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
+from glomo.training.finetune import FinetuneConfig, FinetuneData, finetune
 from glomo.training.models import graph_meta
+from glomo.training.train_config import TrainConfig
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -56,8 +59,20 @@ def test_the_transfer_example(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "runs" / "graph" / "final", GLoMo(config).state_dict(), {}, meta)
     monkeypatch.chdir(tmp_path)
     names = {"glomo": glomo, "texts": texts, "features": torch.randn(2, 5, 50)}
-    exec(snippets()[4], names)
+    exec(snippets()[5], names)
     assert names["y"].shape == (2, 5, 50)
+
+
+def test_classifiers_together(tmp_path, monkeypatch, capsys):
+    examples = tmp_path / "x.csv"
+    examples.write_text("text,label\n" + "who is it,HUM\nwhere is it,LOC\n" * 8)
+    data = FinetuneData(str(examples), str(examples), valid=0.0)
+    lstm, train = AWDLSTMConfig.preset("tiny"), TrainConfig(steps=1, progress=0.0, eval_every=0, device="cpu")
+    for name in ("trec", "trec-backward"):
+        finetune(FinetuneConfig(data, lstm=lstm, train=train), tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    exec(snippets()[4], {})
+    assert capsys.readouterr().out.strip() in ("['HUM']", "['LOC']")
 
 
 def test_every_op_is_in_the_table():

@@ -25,11 +25,14 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     if argv[0] == "eval":
+        if {"-h", "--help"} & set(argv):
+            print(USAGE)
+            return 0
         return _evaluate(argv[1:])
     from glomo.training.finetune import FinetuneConfig, finetune
 
     if argv[0] == "rates":
-        return run(argv[1:], "finetune", FinetuneConfig, _rates, _suggestion, "finetune rates")
+        return run(argv[1:], "finetune", FinetuneConfig, _rates, _suggestion, "finetune rates", "rates")
     return run(argv, "finetune", FinetuneConfig, finetune, _summary)
 
 
@@ -50,7 +53,11 @@ def _rates(config: Any, out: Path) -> dict[str, Any]:
 
 def _suggestion(found: dict[str, Any], out: Path) -> str:
     rate = found["suggestion"]
-    said = "the loss falls at no rate" if rate is None else f"the loss falls fastest at --train.lr {rate:.2g}"
+    said = (
+        "the loss falls at no rate"
+        if rate is None
+        else f"a tenth of the rate of the lowest loss is --train.lr {rate:.2g}"
+    )
     return f"{said}; {out / 'rates.png'} shows {len(found['rates'])} rates"
 
 

@@ -31,13 +31,14 @@ def run(
     work: Callable[[Schema, Path], Result],
     summary: Callable[[Result, Path], str],
     words: str = "",
+    runs: str = "runs",
 ) -> int:
     """Do ``work(configuration, folder)``, print ``summary(its result, folder)``, and return the exit code. ``command``
-    is what recipes say; ``words``, if they differ, are what is typed.
+    is what recipes say; ``words``, if they differ, are what is typed; ``runs/RECIPE`` is the folder unless --out says.
 
     Raises UserError for mistakes, and where there is too little memory.
     """
-    parsed = parse(argv, command, schema, words or command)
+    parsed = parse(argv, command, schema, words or command, runs)
     if parsed is None:
         return 0
     try:
@@ -67,7 +68,9 @@ def trained(what: str) -> Callable[[dict[str, Any], Path], str]:
     return summary
 
 
-def parse(argv: Sequence[str], command: str, schema: type[Schema], words: str) -> tuple[Schema, Path] | None:
+def parse(
+    argv: Sequence[str], command: str, schema: type[Schema], words: str, runs: str = "runs"
+) -> tuple[Schema, Path] | None:
     """``RECIPE [--out DIR] [--section.key value ...]`` as (configuration, folder); None when help was printed."""
     arguments = split_arguments(argv)
     options = dict(arguments.options)
@@ -82,7 +85,7 @@ def parse(argv: Sequence[str], command: str, schema: type[Schema], words: str) -
             f"known are {names}"
         )
     recipe = arguments.positional[0]
-    out = options.pop("out", None) or f"runs/{recipe_path(recipe).stem}"
+    out = options.pop("out", None) or f"{runs}/{recipe_path(recipe).stem}"
     config = load_recipe(recipe, options, schema, command)
     if wants_help:
         about = read_recipe(recipe).get("about", "")

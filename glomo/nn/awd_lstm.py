@@ -135,18 +135,19 @@ class AWDLSTM(nn.Module):
             )
         config, after = self.config, State()
         raw = self._embedded(units)
-        x, outputs = variational_dropout(raw, config.dropout_input, self.training), [raw]
+        # dropout belongs to what it is applied to: a frozen layer in evaluation mode gives fixed features
+        x, outputs = variational_dropout(raw, config.dropout_input, self.embedding.training), [raw]
         for number, layer in enumerate(self.layers):
             raw, (h, c) = layer(x, None if state is None else state[number])
             after.append((h.detach(), c.detach()))
             outputs.append(raw)
             p = config.dropout_output if number + 1 == len(self.layers) else config.dropout_hidden
-            x = variational_dropout(raw, p, self.training)
+            x = variational_dropout(raw, p, layer.training)
         return Encoded(raw, x, after, tuple(outputs))
 
     def _embedded(self, units: Tensor) -> Tensor:
         embedded, p = self.embedding(units), self.config.dropout_embedding
-        if not (self.training and p):
+        if not (self.embedding.training and p):
             return embedded
         # the same as rows of the matrix dropped out, without a copy of the matrix
         return embedded * F.dropout(embedded.new_ones(self.end + 1), p)[units][..., None]
@@ -202,11 +203,16 @@ def activation_penalty(encoded: Encoded, real: Tensor, config: AWDLSTMConfig) ->
 
     Source: Merity, McCann and Socher, arXiv 1708.01009.
     """
+    size, places, change, pairs = (x.sum() for x in activation_sums(encoded, real))
+    return config.activation_reg * size / places.clamp(min=1) + config.temporal_reg * change / pairs.clamp(min=1)
+
+
+def activation_sums(encoded: Encoded, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(sum of d_t^2, its places, sum of (h_t - h_{t-1})^2, its pairs) of each row, squares averaged over the width."""
     pairs, dtype = real[:, 1:] & real[:, :-1], torch.promote_types(encoded.raw.dtype, torch.float32)
     size = encoded.dropped.square().mean(-1, dtype=dtype) * real
     change = encoded.raw.diff(dim=1).square().mean(-1, dtype=dtype) * pairs
-    size, change = size.sum() / real.sum().clamp(min=1), change.sum() / pairs.sum().clamp(min=1)
-    return config.activation_reg * size + config.temporal_reg * change
+    return size.sum(1), real.sum(1), change.sum(1), pairs.sum(1)
 
 
 class LSTMDecoding:

@@ -14,7 +14,13 @@ CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24}
 
 
 def smoothed_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0, pad: int = 0, bias: Tensor | None = None
+    features: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    smoothing: float = 0.0,
+    pad: int = 0,
+    bias: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """The sum over all targets y other than ``pad`` of the cross-entropy in nats, with label smoothing over the units
     that can be meant:
@@ -39,14 +45,17 @@ def smoothed_cross_entropy(
         weight: (V, dim), often the embedding's.
         targets: (...), int64 ids below V.
         bias: (V,), or none.
+        shares: (...), what each target's loss is multiplied by; none: 1. It gets no gradient.
 
     Source: Szegedy et al., CVPR 2016; Vaswani et al., NeurIPS 2017.
     """
     kept = targets.flatten() != pad
     features, targets = features.flatten(0, -2), targets.flatten()
+    shares = None if shares is None else shares.detach().flatten()
     if not bool(kept.all()):  # a copy that a running text does not need
         features, targets = features[kept], targets[kept]
-    return _Summed.apply(features, weight, bias, targets, smoothing, pad, torch.is_grad_enabled())
+        shares = None if shares is None else shares[kept]
+    return _Summed.apply(features, weight, bias, targets, smoothing, pad, torch.is_grad_enabled(), shares)
 
 
 class _Summed(torch.autograd.Function):
@@ -60,6 +69,7 @@ class _Summed(torch.autograd.Function):
         smoothing: float,
         pad: int,
         with_gradients: bool,
+        shares: Tensor | None,
     ) -> Tensor:
         device, dtype = features.device.type, features.dtype
         wide = torch.promote_types(dtype, torch.float32)  # of sums
@@ -78,11 +88,12 @@ class _Summed(torch.autograd.Function):
                 z = F.linear(h, w, b).to(wide)
                 z[:, pad] = float("-inf")
                 log_p = z.log_softmax(-1)
-                total -= (1 - smoothing) * log_p.gather(1, y).sum()
+                part = 1.0 if shares is None else shares[i : i + rows, None].to(wide)
+                total -= (1 - smoothing) * (part * log_p.gather(1, y)).sum()
                 if smoothing:
                     share = smoothing / (weight.size(0) - 1)
                     log_p[:, pad] = 0
-                    total -= share * log_p.sum()
+                    total -= share * (part * log_p.sum(1, keepdim=True)).sum()
                 if not any(needs):
                     continue
                 gradient = log_p.exp_()  # of the logits
@@ -90,6 +101,8 @@ class _Summed(torch.autograd.Function):
                 if smoothing:
                     gradient -= share
                     gradient[:, pad] = 0
+                if shares is not None:
+                    gradient *= part
                 if for_bias is not None:
                     for_bias += gradient.sum(0)
                 gradient = gradient.to(dtype)
@@ -110,4 +123,4 @@ class _Summed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [None if x is None else x * grad.to(x.dtype) for x in ctx.saved_tensors]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None

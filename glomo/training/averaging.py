@@ -32,6 +32,12 @@ class AveragedSGD(torch.optim.SGD):
         for group in self.param_groups:
             group["averaging"] = True
 
+    def forget(self) -> None:
+        """Begin the means anew, from weights that were set from outside."""
+        for state in self.state.values():
+            state.pop("mean", None)
+            state.pop("count", None)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, for which gradients must be there; parameters without one stay, and count in no mean."""

@@ -105,7 +105,7 @@ def load(folder: Path) -> Checkpoint:
     try:
         weights = safetensors.torch.load(data[WEIGHTS])
         weights.update({name: weights[first] for name, first in meta.get("tied", {}).items()})
-        state = torch.load(io.BytesIO(data[STATE]), weights_only=True) if STATE in data else None
+        state = torch.load(io.BytesIO(data[STATE]), map_location="cpu", weights_only=True) if STATE in data else None
     except pickle.UnpicklingError:
         raise UserError(f"{folder / STATE} holds more than tensors and plain values, and is not read") from None
     except (safetensors.SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
 from glomo.training.config import check_range, dump_toml, load_recipe, nearest, split_arguments, to_dict
 from glomo.training.finetune import FinetuneConfig
-from glomo.training.loop import Interrupted
+from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.tune import METHODS
 
@@ -42,9 +43,10 @@ class Ways:
         if not self.ways:
             raise UserError(f"compare.ways is empty; at least one of {', '.join(METHODS)} is needed")
         names = [way.name for way in self.parsed()]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise UserError(f'compare.ways has {twice!r} twice; give one another name, as in "other: {twice}"')
+        for place, name in enumerate(names):
+            same = [other for other in names[:place] if _slug(other) == _slug(name)]
+            if same:
+                raise UserError(f"compare.ways has {same[0]!r} and {name!r}, whose folders would be one; rename one")
 
     def parsed(self) -> list[Way]:
         return [_parsed(text) for text in self.ways]
@@ -77,17 +79,26 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     sections = to_dict(config)
     plain = {name: content for name, content in sections.items() if name != "compare"}
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
-    with RunFolder(out, sections, (*MAY_CHANGE, "compare.ways", "compare.seeds", "compare.labels")):
+    may_change = {*MAY_CHANGE, "compare.ways", "compare.seeds", "compare.labels"} - {"train.steps"}
+    with RunFolder(out, sections, may_change):
         recipe = out / "recipe.toml"
         replace_file(recipe, dump_toml(plain).encode())
+        planned = [
+            (way, labels, seed)
+            for labels in config.compare.labels or (config.data.labels,)
+            for seed in seeds
+            for way in config.compare.parsed()
+        ]
+        configs = [  # all of them before anything is trained
+            load_recipe(str(recipe), _options(way, labels, seed), FinetuneConfig, "finetune")
+            for way, labels, seed in planned
+        ]
         runs = []
-        for labels in config.compare.labels or (config.data.labels,):
-            for seed in seeds:
-                for way in config.compare.parsed():
-                    options = {**way.options, "train.seed": str(seed), "data.labels": str(labels)}
-                    folder = out / _slug(f"{way.name}-{labels or 'all'}-{seed}")
-                    runs.append({"way": way.name, "labels": labels, "seed": seed, **_run(recipe, options, folder)})
-                    replace_file(out / "results.json", _json(summary(_task(config), runs)))
+        for (way, labels, seed), one in zip(planned, configs, strict=True):
+            folder = out / _folder(way.name, labels, seed)
+            found = _run(one, recipe, _options(way, labels, seed), folder)
+            runs.append({"way": way.name, "labels": labels, "seed": seed, **found})
+            replace_file(out / "results.json", _json(summary(_task(config), runs)))
         return summary(_task(config), runs)
 
 
@@ -131,13 +142,13 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[float]]]:
-    """{way: {step: validation errors of its runs}}, of the largest number of labels."""
+    """{way: {step: validation errors of its runs}}, of the last number of labels."""
     found: dict[str, dict[int, list[float]]] = {}
-    most = results["runs"][-1]["labels"]
+    last = results["runs"][-1]["labels"]
     for run in results["runs"]:
-        if run["labels"] != most:
+        if run["labels"] != last:
             continue
-        path = out / _slug(f"{run['way']}-{run['labels'] or 'all'}-{run['seed']}") / "metrics.jsonl"
+        path = out / _folder(run["way"], run["labels"], run["seed"]) / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if "valid_accuracy" in row:
@@ -145,35 +156,56 @@ def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[fl
     return found
 
 
+EQUAL = ("train.steps", "train.batch_size", "train.seed", "data.labels", "data.valid")
+"""What no way may change: the budget, and which examples it is spent on."""
+
+
 def _parsed(text: str) -> Way:
     name, colon, rest = text.partition(":")
-    words = shlex.split(rest if colon else text)
-    arguments = split_arguments(words)
+    try:
+        words = shlex.split(rest if colon else text)
+        arguments = split_arguments(words)
+    except (ValueError, UserError) as error:
+        raise UserError(f"compare.ways has {text!r}, which cannot be read: {error}") from None
     if len(arguments.positional) != 1 or arguments.positional[0] not in METHODS:
         given = " ".join(arguments.positional)
         raise UserError(f"compare.ways has {text!r}: {given or 'nothing'!r} is no method{nearest(given, METHODS)}")
-    return Way(name.strip() if colon else " ".join(words), {"tune.method": words[0], **arguments.options})
+    for key in arguments.options:
+        if key in EQUAL:
+            raise UserError(f"compare.ways has {text!r}, but {key} must be equal for all ways")
+    options = {"tune.method": arguments.positional[0], **arguments.options}
+    return Way(name.strip() if colon else " ".join(words), options)
 
 
-def _run(recipe: Path, options: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _options(way: Way, labels: int, seed: int) -> dict[str, str]:
+    return {**way.options, "train.seed": str(seed), "data.labels": str(labels)}
+
+
+def _folder(way: str, labels: int, seed: int) -> str:
+    return f"{_slug(way)}-{labels or 'all'}-{seed}"
+
+
+def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The results of one run: trained now, gone on with, or read back."""
-    config = load_recipe(str(recipe), options, FinetuneConfig, "finetune")
     results = folder / "results.json"
     if results.exists():
         with RunFolder(folder, to_dict(config)):  # of the same configuration, or a sentence
             found = json.loads(results.read_bytes())
-        if found["step"] == config.train.steps or found.get("ended_early"):
+        if found["budget"] == config.train.steps:
             return dict(found)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "glomo", "finetune", str(recipe), "--out", str(folder), *words]
     print(f"{folder.name}:", file=sys.stderr, flush=True)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            code = process.wait()  # it was told as well, and saves
-            raise Interrupted(f"stopped in {folder}; the same command goes on from there", 130) from None
-    if code in (130, 143):
+    with stop_signals() as stopped_by, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        told = False
+        while (code := process.poll()) is None:
+            if stopped_by and not told:  # the child saves, and ends
+                told = True
+                process.send_signal(stopped_by[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+    if stopped_by or code in (130, 143):
+        code = 128 + stopped_by[0] if stopped_by else code
         raise Interrupted(f"stopped in {folder}; the same command goes on from there", code)
     if code:
         raise UserError(f"the run in {folder} ended with the code {code}, for the reason above")

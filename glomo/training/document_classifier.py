@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.errors import UserError
-from glomo.nn.awd_lstm import Encoded, LSTMLanguageModel, activation_penalty
+from glomo.nn.awd_lstm import LSTMLanguageModel, activation_sums
 from glomo.nn.embedded import PAD
 from glomo.nn.losses import smoothed_cross_entropy
 from glomo.nn.pooling import Chunk, PoolingHead, pooled_documents
@@ -81,53 +81,63 @@ class DocumentClassifier(nn.Module):
         .. code-block:: text
 
             cross-entropy(logits, label) + auxiliary * nats a unit of the language model
-                + alpha mean(d^2) + beta mean((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
+                + alpha mean_t(d_t^2) + beta mean_t((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
 
-        the latter two over the units that have gradients.
+        the latter two over the units that have gradients, within chunks: what a document adds does not depend on the
+        others (but for BatchNorm).
         """
         logits, extra = self._read(units, lengths, auxiliary)
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if self.training else 0.0) + extra
 
     def _read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> tuple[Tensor, Tensor]:
         """(logits, what else is in the loss)."""
-        model, encoded = self.language_model, list[Encoded]()
-        nats, penalties, terms = units.new_zeros((), dtype=torch.float32), list[tuple[Tensor, Tensor]](), 0
+        model, latest = self.language_model, list[Any]()
+        extra = units.new_zeros((), dtype=torch.float32)
+        sums: list[Tensor] = []  # an LSTM's penalties, of each document
+        lengths = lengths.to(units.device)
+        chunks = (lengths + self.chunk - 1) // self.chunk
+        learning = lengths - (chunks - self.window).clamp(min=0) * self.chunk  # units with a gradient
 
         def encode(part: Tensor, state: Any) -> tuple[Tensor, Any]:
             if isinstance(model, LSTMLanguageModel):
                 found = model.encoder(part, state)
-                encoded[:] = [found]
+                latest[:] = [found, found.dropped]
                 return (found.raw if self.mix is None else self.mix(found.layers)), found.state
-            return (model.hidden(part) if self.mix is None else self.mix(model.layers(part))), None
+            layers = model.layers(part) if self.mix is not None else [model.hidden(part)]
+            latest[:] = [None, layers[-1]]
+            return (layers[0] if self.mix is None else self.mix(layers)), None
 
         def observe(chunk: Chunk) -> None:
-            nonlocal nats, terms
-            if isinstance(model, LSTMLanguageModel) and self.training:
-                penalties.append((activation_penalty(encoded[0], chunk.real, model.config), chunk.real.sum()))
+            nonlocal extra, sums
+            if latest[0] is not None and self.training:
+                own = [x.float() for x in activation_sums(latest[0], chunk.real)]
+                sums = sums or [x.new_zeros(len(units)) for x in own]
+                sums = [total.index_add(0, chunk.rows, x) for total, x in zip(sums, own, strict=True)]
             if auxiliary:
-                dropped = encoded[0].dropped if isinstance(model, LSTMLanguageModel) else chunk.features
-                value, count = self._nats(dropped, chunk, units, lengths)
-                nats, terms = nats + value, terms + count
+                shares = auxiliary / len(units) / learning[chunk.rows]
+                extra = extra + self._nats(latest[1], chunk, units, lengths, shares)
 
         pooled = pooled_documents(encode, units, lengths, self.chunk, self.window, observe)
-        extra = auxiliary * nats / max(terms, 1)
-        if penalties:
-            counts = sum(count for _, count in penalties)
-            extra = extra + sum(value * count for value, count in penalties) / counts
+        if isinstance(model, LSTMLanguageModel) and sums:
+            size, places, change, pairs = sums
+            alpha, beta = model.config.activation_reg, model.config.temporal_reg
+            extra = extra + (alpha * size / places.clamp(min=1) + beta * change / pairs.clamp(min=1)).mean()
         return self.head(pooled), extra
 
-    def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
-        """(sum of nats, number) of what follows each of the chunk's units: the next one, or the end."""
+    def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor, shares: Tensor) -> Tensor:
+        """The sum over the chunk of the nats of what follows each unit, the next one or the end, times the document's
+        share."""
         model = self.language_model
         after = chunk.starts[:, None] + torch.arange(1, chunk.units.size(1) + 1, device=units.device)
-        last = after == lengths.to(units.device)[chunk.rows, None]
+        last = after == lengths[chunk.rows, None]
         following = units[chunk.rows[:, None], after.clamp(max=units.size(1) - 1)].masked_fill(last, model.end)
         following = following.masked_fill(~chunk.real, PAD)
         if isinstance(model, LSTMLanguageModel):
             weight, bias = model.encoder.embedding.weight, model.decoder.bias
         else:
             weight, bias = model.embedding.weight, None
-        return smoothed_cross_entropy(features, weight, following, 0.0, PAD, bias), int((following != PAD).sum())
+        each = shares[:, None].expand(following.shape)
+        return smoothed_cross_entropy(features, weight, following, 0.0, PAD, bias, each)
 
 
 def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, str]) -> dict[str, str]:

@@ -35,8 +35,6 @@ from glomo.training.tune import Tune, make_stages
 from glomo.transfer import auxiliary_weight, layer_groups
 
 EVALUATION_BATCH = 64
-FIGURES = ("step", "loss", "seconds", "valid_loss", "valid_accuracy")
-"""Of the last metrics row, in the results."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,15 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a classifier for `load_classifier`, and ``out/results.json`` what is
     returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes.
 
+    With several processes BatchNorm takes its statistics of each one's share of the batch; all else is as with one.
+
     Raises UserError for mistakes in the recipe and in the data.
     """
+    if config.train.shard:
+        raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
     world = set_up(config.train)
     work = prepare(config, world)
+    config = work.config
     memory = PeakMemory(world.device)
     if world.rank:
         return train(work.task, config.train, None, world)
@@ -160,10 +163,13 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         results: dict[str, Any] = {
             f"test_{name}": value for name, value in evaluate(work.model, work.test, world.device).items()
         }
-        results |= {name: row[name] for name in FIGURES if name in row}
+        if len(work.valid):
+            figures = evaluate(work.model, work.valid, world.device)
+            results |= {f"valid_{name}": value for name, value in figures.items()}
+        results |= {name: row[name] for name in ("step", "loss", "seconds")}
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
         results |= {"trainable": most_trainable(work.task), "memory": memory.bytes()}
-        results |= {"ended_early": row["step"] < config.train.steps}
+        results |= {"budget": config.train.steps}
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
@@ -175,8 +181,11 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
 class Work:
     """All that a recipe trains and tests."""
 
+    config: FinetuneConfig
+    """with the sizes of the language model in tune.init"""
     task: Task
     model: DocumentClassifier
+    valid: Documents
     test: Documents
     examples: int
     """documents to train on"""
@@ -189,6 +198,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     )
     classes = label_names(train_set)
     model, vocabulary, backward = make_classifier(config, len(classes), [text for text, _ in train_set])
+    if config.tune.init:
+        config = dataclasses.replace(config, **language.with_sizes(config.model, config.lstm, model.language_model))
     documents, test = (
         encode(examples, vocabulary, classes, config.data.length, backward) for examples in (train_set, test_set)
     )
@@ -219,7 +230,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
-    return Work(task, model, test, len(fitting))
+    return Work(config, task, model, valid, test, len(fitting))
 
 
 def make_classifier(

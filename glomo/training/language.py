@@ -18,14 +18,15 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.config import check_range, to_dict
-from glomo.training.distributed import World
+from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
-from glomo.training.models import load_language_weights, model_meta
+from glomo.training.models import END, SIZES, load_language_weights, model_meta
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
+from glomo.transfer.vocabulary import overlap
 
 VALID_SHARE = 0.05  # of the text, from its end, where no other text is given for validation
 VALID_ROWS = 8  # streams side by side while an lstm is validated
@@ -102,6 +103,8 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     texts, held_texts = load_texts(config.data)
     world = set_up(config.train)
     model, vocabulary = make_model(config, texts)
+    if config.tune.init:
+        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, model))
     units = running_units(texts, vocabulary, model.end)
     if held_texts:
         held = running_units(held_texts, vocabulary, model.end)
@@ -167,7 +170,19 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
         model = LanguageModel(transformer)
     if found:
         model.load_state_dict(found.for_vocabulary(vocabulary))
+        known = overlap([*found.vocabulary.units(), END], [*vocabulary.units(), END])
+        if known.new and is_first():
+            print(f"{known.new:,} of {len(vocabulary):,} units are new to {init} and start as its mean one", flush=True)
     return model, vocabulary
+
+
+def with_sizes(transformer: TransformerConfig, lstm: AWDLSTMConfig, model: AnyLanguageModel) -> dict[str, Any]:
+    """The sections [model] and [lstm] with the sizes that the model has."""
+    if isinstance(model, LSTMLanguageModel):
+        sizes = {name: getattr(model.config, name) for name in SIZES["lstm"]}
+        return {"model": transformer, "lstm": dataclasses.replace(lstm, **sizes)}
+    sizes = {name: getattr(model.config, name) for name in SIZES["transformer"]}
+    return {"model": dataclasses.replace(transformer, **sizes), "lstm": lstm}
 
 
 def layer_patterns(model: AnyLanguageModel) -> dict[str, str]:

@@ -57,6 +57,8 @@ class TrainedLanguageModel:
 
         Raises UserError for a stride that is not from 1 to the length, and for texts without a unit.
         """
+        if stride is not None and isinstance(self.model, LSTMLanguageModel):
+            raise UserError("an LSTM reads all of the text in one go; a stride is for a Transformer's windows")
         stride = max(1, self.length // 2) if stride is None else stride
         if not 1 <= stride <= self.length:
             raise UserError(f"the stride is {stride}; it must be from 1 to {self.length}, the length of the windows")

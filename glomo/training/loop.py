@@ -193,6 +193,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         if staging.stage.restore and staging.state["best"] < math.inf:
             where = world.from_first(str(folder.stage_best(staging.state["stage"])) if folder else None)
             world.load(model, checkpoint.load(Path(str(where))).weights)
+            if isinstance(optimizer, AveragedSGD):
+                optimizer.forget()
         staging.next()
         if not staging.over:
             staging.begin(model, optimizer)
@@ -211,7 +213,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     generator = torch.Generator()
     begun = time.monotonic()
     try:
-        with _stop_signals() as stopped_by:
+        with stop_signals() as stopped_by:
             for step in range(start + 1, config.steps + 1):
                 if not staging.over and staging.ended:
                     next_stage()
@@ -249,6 +251,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                     raise UserError(_not_finite("gradient", norm, step, saved))
                 optimizer.step()
                 world.mean_statistics(model)
+                judged = staging.judges_last
                 staging.state["done"] += 1
 
                 # report, validate, save
@@ -257,7 +260,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 row |= {"stage": staging.stage.name} if task.stages else {}
                 row |= {"units": int(all_units), "seconds": round(seconds_before + time.monotonic() - begun, 3)}
                 last = step == config.steps
-                if task.validate and (last or (config.eval_every and step % config.eval_every == 0)):
+                due = bool(config.eval_every) and step % config.eval_every == 0
+                if task.validate and (last or judged or due):
                     with weights_to_judge(optimizer):
                         figures = task.validate()
                         row |= figures
@@ -348,7 +352,7 @@ def _not_finite(what: str, value: float, step: int, saved: int) -> str:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Note Ctrl-C and SIGTERM in the list given, so that the loop ends its step; a second Ctrl-C breaks at once."""
     seen: list[int] = []
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from glomo.errors import UserError
 from glomo.training.distributed import World
 from glomo.training.loop import Task, seed_step
 from glomo.training.staging import Staging
 from glomo.training.train_config import TrainConfig, make_optimizer
 from glomo.transfer.stages import Stage
 
-SMOOTHING = 0.98
+SMOOTHING = 0.9
 
 
 def find_rate(
@@ -25,17 +27,22 @@ def find_rate(
 
     .. code-block:: text
 
-        lr_t = lowest (highest / lowest)^(t / (steps - 1)),   smooth_t = mean of the losses, older ones 0.98 as heavy
+        lr_t = lowest (highest / lowest)^(t / (steps - 1)),   smooth_t = mean of the losses, older ones 0.9 as heavy
 
     It stops early once the smooth loss is four times its least. Layer groups keep the proportions of the stage that
     trains most; the rates are those of the last group.
 
     Returns:
-        {"rates", "losses", "smooth", "suggestion"}: the suggestion is the rate of the steepest descent of the smooth
-        loss, over a window of a tenth of the steps; None if it never falls.
+        {"rates", "losses", "smooth", "suggestion"}: the suggestion is a tenth of the rate at which the smooth loss is
+        least; None where it is within the spread of the first losses, at whose rates nothing is learned.
+
+    Raises:
+        UserError: there are several processes.
 
     Source: Smith, WACV 2017, section 3.3.
     """
+    if world.size > 1:
+        raise UserError("the range test is for one process; run it without torchrun")
     weights = copy.deepcopy(task.model.state_dict())
     staging = Staging(task.model, task.groups, task.stages or _one, validates=True)
     stage = max(staging.stages, key=lambda one: len(one.rates))
@@ -55,7 +62,8 @@ def find_rate(
                 task.before_step(step)
             now.set_modes(task.model)
             now.set_rates(optimizer, step - 1)
-            loss, _, _ = task.loss(task.batches.batch(step - 1), generator)
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, _, _ = task.loss(task.batches.batch(step - 1), generator)
             value = float(loss.detach())
             mean = SMOOTHING * mean + (1 - SMOOTHING) * value
             rates.append(rate)
@@ -69,16 +77,15 @@ def find_rate(
             optimizer.step()
     finally:
         task.model.load_state_dict(weights)
-    return {"rates": rates, "losses": losses, "smooth": smooth, "suggestion": _steepest(rates, smooth, steps // 10)}
+    return {"rates": rates, "losses": losses, "smooth": smooth, "suggestion": _suggestion(rates, losses, smooth)}
 
 
-def _steepest(rates: Sequence[float], smooth: Sequence[float], window: int) -> float | None:
-    """The middle of the window in which the loss falls most, in proportion."""
-    window = max(1, min(window, len(smooth) - 1))
-    falls = [smooth[i] - smooth[i + window] for i in range(len(smooth) - window)]
-    if not falls or max(falls) <= 0:
+def _suggestion(rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float]) -> float | None:
+    first = losses[: max(2, len(losses) // 5)]
+    least = min(range(len(smooth)), key=smooth.__getitem__)
+    if len(losses) < 3 or smooth[least] > statistics.fmean(first) - statistics.stdev(first):
         return None
-    return rates[falls.index(max(falls)) + window // 2]
+    return rates[least] / 10
 
 
 def _one(groups: Any) -> list[Stage]:

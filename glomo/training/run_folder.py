@@ -28,7 +28,8 @@ MAY_CHANGE = tuple(f"train.{key}" for key in ("steps", "progress", "checkpoint_e
 # Which section tells what a run is; the first that is there counts.
 KINDS = (
     ("run", "one classifier of a transfer run"),
-    ("compare", "a transfer run"),
+    ("graph", "a transfer run"),
+    ("compare", "a comparison"),
     ("classifier", "a finetune run"),
     ("rnn", "a translate run"),
     ("lstm", "an lm run"),
@@ -59,6 +60,7 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
             checkpoint.recover(path)
             checkpoint.recover(self.checkpoints)
+            checkpoint.recover(self.stages)
             checkpoint.replace_file(path / "config.toml", dump_toml(config).encode())
         except OSError as error:
             raise UserError(f"cannot write to the output folder {path}: {error.strerror or error}") from error
@@ -69,9 +71,12 @@ class RunFolder:
 
     def prune_stages(self) -> None:
         """Remove the best weights of stages that are behind even the oldest checkpoint."""
-        steps = checkpoint.step_folders(self.checkpoints)
-        oldest = json.loads((steps[0] / checkpoint.META).read_bytes()).get("stage", 0) if steps else 0
-        for stage in range(oldest):
+        try:
+            oldest = checkpoint.step_folders(self.checkpoints)[0]
+            reached = json.loads((oldest / checkpoint.META).read_bytes()).get("stage", 0)
+        except (IndexError, OSError, ValueError, AttributeError):  # damaged: it may be of any stage
+            return
+        for stage in range(reached):
             shutil.rmtree(self.stage_best(stage), ignore_errors=True)
 
     def log(self, row: Mapping[str, Any]) -> None:

@@ -57,6 +57,11 @@ class Staging:
         done, patience = self.state["done"], self.stage.patience
         return done >= self.stage.steps or bool(patience and self.state["bad"] >= patience)
 
+    @property
+    def judges_last(self) -> bool:
+        """Whether the coming step is the last of a stage that goes by validations, and so has one."""
+        return self.state["done"] + 1 >= self.stage.steps and bool(self.stage.patience or self.stage.restore)
+
     def next(self) -> None:
         """Go to the next stage."""
         self.state.update(stage=self.state["stage"] + 1, done=0, best=math.inf, bad=0)

@@ -39,7 +39,8 @@ class Tune:
     init: str = ""
     """run or checkpoint folder of the language model to start from; empty: from random weights"""
     method: Literal["full", "top", "features", "gradual-unfreeze", "chain-thaw", "sequential"] = "full"
-    """which layer groups learn when"""
+    """which layer groups learn when; chain-thaw and sequential have constant rates, as published, whatever train.decay
+    is"""
     factor: float = 1.0
     """a group's rate over that of the one below it; of full and gradual-unfreeze"""
     rates: tuple[float, ...] = ()
@@ -64,9 +65,15 @@ class Tune:
     """of sequential: the epoch from which all groups learn"""
 
     def __post_init__(self) -> None:
-        check_range("tune.factor", self.factor, 1e-9)
+        check_range("tune.factor", self.factor, 1e-3, 1e3)
         for rate in self.rates:
             check_range("tune.rates", rate, 0)
+        if self.rates and self.method not in ("full", "gradual-unfreeze"):
+            raise UserError(f"tune.rates goes with the methods full and gradual-unfreeze, not with {self.method}")
+        if self.rates and not any(self.rates):
+            raise UserError("tune.rates are all 0: nothing would learn")
+        if self.last_cut_frac and not self.restart:
+            raise UserError("tune.last_cut_frac is of a schedule that begins anew, which tune.restart says")
         for name in ("top", "n", "k"):
             check_range(f"tune.{name}", getattr(self, name), 1)
         for name in ("stage_steps", "lower_lr", "patience"):

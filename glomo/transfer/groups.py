@@ -38,11 +38,12 @@ def layer_groups(model: nn.Module, by: Sequence[str] | Mapping[str, str]) -> lis
         the groups, each with a name (else what the pattern matched, or the pattern) and its parameters.
 
     Raises:
-        ValueError: a parameter is in no group, or in two; a pattern matches nothing. The message names all of them.
+        ValueError: a parameter is in no group, or in two; a pattern matches nothing, or is no regular expression; two
+            groups would have one name. The message names all of them.
     """
     names = list(by) if isinstance(by, Mapping) else [None] * len(by)
     patterns = list(by.values()) if isinstance(by, Mapping) else list(by)
-    compiled = [re.compile(rf"(?:{pattern})(?=\.|$)") for pattern in patterns]
+    compiled = [_compiled(pattern) for pattern in patterns]
     found: list[dict[tuple[str, ...], LayerGroup]] = [{} for _ in patterns]
     missed, doubled = [], []
     for name, parameter in model.named_parameters():
@@ -55,8 +56,8 @@ def layer_groups(model: nn.Module, by: Sequence[str] | Mapping[str, str]) -> lis
             place, match = matches[0]
             texts = tuple(text or "" for text in match.groups())
             given = names[place]
-            called = ".".join([given, *texts]) if given else match.group() if texts else patterns[place]
-            found[place].setdefault(texts, LayerGroup(called, {})).parameters[name] = parameter
+            title = ".".join([given, *texts]) if given else match.group() if texts else patterns[place]
+            found[place].setdefault(texts, LayerGroup(title, {})).parameters[name] = parameter
     idle = [repr(pattern) for pattern, groups in zip(patterns, found, strict=True) if not groups]
     complaints = [
         f"{what}: {_some(some)}"
@@ -72,7 +73,19 @@ def layer_groups(model: nn.Module, by: Sequence[str] | Mapping[str, str]) -> lis
             "every parameter must be in exactly one layer group, and every pattern must match one; "
             + "; ".join(complaints)
         )
-    return [groups[texts] for groups in found for texts in sorted(groups, key=_natural)]
+    ordered = [groups[texts] for groups in found for texts in sorted(groups, key=_natural)]
+    called = [group.name for group in ordered]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two layer groups are called {twice!r}; give the patterns other names")
+    return ordered
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:{pattern})(?=\.|$)")
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
 
 
 def _natural(texts: tuple[str, ...]) -> list[tuple[int, int, str]]:

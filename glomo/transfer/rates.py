@@ -41,6 +41,10 @@ def optimizer_groups(
     >>> optimizer = torch.optim.AdamW(optimizer_groups(groups, discriminative_rates(groups, 1e-2)))
     """
     made = []
+    if not isinstance(rates, (int, float)):
+        absent = [group.name for group in groups if group.name not in rates]
+        if absent:
+            raise ValueError(f"there is no rate for the layer group {absent[0]!r}; rates are for {', '.join(rates)}")
     for group in groups:
         lr = rates if isinstance(rates, (int, float)) else rates[group.name]
         parts: list[tuple[list[nn.Parameter], float]] = [(list(group.parameters.values()), 0.0)]

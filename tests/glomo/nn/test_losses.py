@@ -5,9 +5,10 @@ import glomo.nn.losses as losses
 from glomo.nn.losses import smoothed_cross_entropy
 
 
-def by_hand(features, weight, targets, smoothing, bias=None, pad=0):
+def by_hand(features, weight, targets, smoothing, bias=None, pad=0, shares=None):
     total = 0.0
-    for h, y in zip(features.flatten(0, -2), targets.flatten().tolist(), strict=True):
+    shares = torch.ones(targets.shape) if shares is None else shares
+    for h, y, share in zip(features.flatten(0, -2), targets.flatten().tolist(), shares.flatten(), strict=True):
         if y == pad:
             continue
         others = torch.arange(len(weight)) != pad
@@ -15,7 +16,7 @@ def by_hand(features, weight, targets, smoothing, bias=None, pad=0):
         log_p = z.masked_fill(~others, float("-inf")).log_softmax(0)
         q = torch.where(others, smoothing / (len(weight) - 1), 0.0)
         q[y] += 1 - smoothing
-        total = total - (q * log_p)[others].sum()
+        total = total - share * (q * log_p)[others].sum()
     return total
 
 
@@ -23,15 +24,17 @@ def by_hand(features, weight, targets, smoothing, bias=None, pad=0):
 @pytest.mark.parametrize("chunk", [10**6, 40])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("pad", [0, 4])
-def test_equals_the_sum_by_hand_in_any_chunks(monkeypatch, smoothing, chunk, with_bias, pad):
+@pytest.mark.parametrize("shared", [False, True])
+def test_equals_the_sum_by_hand_in_any_chunks(monkeypatch, smoothing, chunk, with_bias, pad, shared):
     monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": chunk, "cuda": chunk})
     features, weight = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 5, 4), (11, 4)))
     bias = torch.randn(11, dtype=torch.float64, requires_grad=True) if with_bias else None
     inputs = [features, weight] + ([bias] if with_bias else [])
     targets = torch.randint(0, 11, (3, 5))
     targets[1, 2] = pad
-    found = smoothed_cross_entropy(features, weight, targets, smoothing, pad, bias)
-    expected = by_hand(features, weight, targets, smoothing, bias, pad)
+    shares = torch.rand(3, 5, dtype=torch.float64) if shared else None
+    found = smoothed_cross_entropy(features, weight, targets, smoothing, pad, bias, shares)
+    expected = by_hand(features, weight, targets, smoothing, bias, pad, shares)
     torch.testing.assert_close(found, expected)
     for mine, other in zip(
         *(torch.autograd.grad(3 * out, inputs, retain_graph=True) for out in (found, expected)), strict=True

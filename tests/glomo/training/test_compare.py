@@ -1,6 +1,9 @@
 """Several ways of fine-tuning beside each other: what is run, gone on with, drawn and refused."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,8 +117,10 @@ def test_equal_seeds_draw_equal_examples(recipe, tmp_path, capfd):
     ("ways", "sentence"),
     [
         (("ful",), "'ful' is no method; the nearest known one is full"),
-        (("full", "full"), "has 'full' twice"),
-        (("a: full", "a: top"), "has 'a' twice"),
+        (("full", "full"), "has 'full' and 'full', whose folders would be one"),
+        (("a b: full", "a-b: top"), "has 'a b' and 'a-b', whose folders would be one"),
+        (("full --train.steps 3",), "train.steps must be equal for all ways"),
+        (('full "abc',), "cannot be read: No closing quotation"),
         ((), "compare.ways is empty"),
         (("--train.lr 1",), "'nothing' is no method"),
     ],
@@ -131,8 +136,27 @@ def test_a_mistake_in_one_way_is_said_by_its_run(recipe, tmp_path, capfd):
     error = capfd.readouterr().err
     assert "count is 9; of 4 layer groups" in error
     assert "ended with the code 2, for the reason above" in error
-    assert main([*command[:-1], "top --tune.tops 9"]) == 2
+    other = [*command[:3], str(tmp_path / "other"), command[4], "full,top --tune.tops 9"]
+    assert main(other) == 2
     assert "unknown key tune.tops" in capfd.readouterr().err
+    assert not list((tmp_path / "other").glob("full*"))  # before anything was trained
+
+
+def test_sigterm_stops_the_run_within(recipe, tmp_path):
+    """It saves, both end with 143, and the same call goes on."""
+    command = [sys.executable, "-m", "glomo", "compare", str(recipe), "--out", str(tmp_path / "out")]
+    command += ["--compare.ways", "full", "--compare.seeds", "1", "--compare.labels", "0", "--train.steps", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out" / "full-all-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size > 500):
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(100) == 143
+    assert "the same command goes on from there" in process.stderr.read()
+    size = metrics.stat().st_size
+    time.sleep(0.5)
+    assert metrics.stat().st_size == size  # nobody writes any more
 
 
 def test_several_processes_are_refused(recipe, tmp_path, monkeypatch, capsys):

@@ -14,14 +14,17 @@ import torch
 
 from glomo.cli.main import main
 from glomo.errors import UserError
-from glomo.nn.awd_lstm import AWDLSTMConfig
+from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
+from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
-from glomo.training import checkpoint
+from glomo.training import checkpoint, language
+from glomo.training.document_classifier import DocumentClassifier, layer_patterns
 from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier
 from glomo.training.tune import Tune
+from glomo.transfer import feature_extraction, layer_groups, optimizer_groups
 
 HERE = Path(__file__).parents[2] / "data"
 TRAIN = TrainConfig(
@@ -190,9 +193,13 @@ def test_documents_longer_than_any_limit(tmp_path, language_models):
     ("change", "sentence"),
     [
         ({"method": "gradual-unfreeze", "stage_steps": 4}, "3 stages of 4 steps leave nothing of 10 steps"),
+        ({"rates": (1.0,), "method": "top"}, "tune.rates goes with the methods full and gradual-unfreeze"),
+        ({"rates": (0.0,) * 4}, "tune.rates are all 0"),
+        ({"last_cut_frac": 0.2}, "tune.last_cut_frac is of a schedule that begins anew"),
+        ({"train": replace(TRAIN, shard=True)}, "train.shard divides the models of"),
         ({"rates": (1.0, 0.5)}, "tune.rates has 2 rates; there are 4 layer groups: embedding, layer.0, layer.1, head"),
         ({"method": "top", "top": 9}, "count is 9; of 4 layer groups"),
-        ({"method": "full", "rates": (0.0,) * 4, "init": "none"}, "no checkpoint folder none"),
+        ({"init": "none"}, "no checkpoint folder none"),
         ({"data": replace(DATA, labels=1)}, "has no example among the 1 to train on"),
         ({"classifier": ClassifierConfig(chunk=49)}, "classifier.chunk is 49; the Transformer reads at most 48"),
         ({"data": replace(DATA, valid=0.0), "method": "chain-thaw"}, "goes by validations, and there are none"),
@@ -263,3 +270,50 @@ def test_on_the_command_line(tmp_path, language_models, capsys):
 def test_mistakes_on_the_command_line(words, sentence, capsys):
     assert main(["finetune", *words]) == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("layers", ["last", "mix"])
+def test_the_loss_by_its_formula(kind, layers):
+    """What a document adds is its own: its nats, its penalties; whatever else is in the batch (BatchNorm apart)."""
+    torch.manual_seed(0)
+    if kind == "lstm":
+        encoder = LSTMLanguageModel(replace(LSTM.scaled(0), vocab_size=40))
+    else:
+        encoder = LanguageModel(replace(TRANSFORMER, vocab_size=40, dropout=0.0, smoothing=0.0))
+    model = DocumentClassifier(encoder, 2, chunk=8, window=9, layers=layers, dropouts=(0.0, 0.0)).double()
+    for norm in (model.head[0], model.head[4]):
+        norm.eval()
+    lengths, labels = torch.tensor([9, 30, 4, 17, 25]), torch.tensor([0, 1, 1, 0, 1])
+    units = torch.randint(2, 40, (5, 30))
+    expected = []
+    for row, length, label in zip(units, lengths.tolist(), labels, strict=True):
+        one, alone = row[None, :length], lengths.new_tensor([length])
+        following = torch.cat([one[:, 1:], torch.tensor([[encoder.end]])], 1)
+        value = torch.nn.functional.cross_entropy(model(one, alone), label[None])
+        penalty = 0.0
+        if kind == "lstm":
+            encoded = encoder.encoder(one)
+            scores = encoder.logits(encoded.dropped)
+            changes = [encoded.raw[:, t + 1] - encoded.raw[:, t] for t in range(length - 1) if (t + 1) % 8]
+            penalty = 2 * encoded.dropped.square().mean() + torch.stack(changes).square().mean()
+        else:
+            scores = torch.cat([encoder.logits(encoder.hidden(one[:, i : i + 8])) for i in range(0, length, 8)], 1)
+        expected.append(value + 0.3 * torch.nn.functional.cross_entropy(scores[0], following[0]) + penalty)
+    found = model.loss(units, lengths, labels, 0.3)
+    torch.testing.assert_close(found.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_features_below_a_stage_are_fixed():
+    """With two groups that learn the embedding's dropout is off as well, and the last layer's on."""
+    torch.manual_seed(0)
+    encoder = LSTMLanguageModel(AWDLSTMConfig.preset("classifier", dim=12, hidden=12, layers=2, vocab_size=40))
+    model = DocumentClassifier(encoder, 2, chunk=8)
+    groups = layer_groups(model, layer_patterns(model, language.layer_patterns(encoder)))
+    stage = next(feature_extraction(groups, 1, 1.0, count=2))
+    stage.begin(model, groups, torch.optim.SGD(optimizer_groups(groups, 1.0)))
+    stage.set_modes(model)
+    units = torch.randint(2, 40, (3, 7))
+    one, other = encoder.encoder(units), encoder.encoder(units)
+    assert torch.equal(one.layers[1], other.layers[1])
+    assert not torch.equal(one.layers[2], other.layers[2])

@@ -6,6 +6,8 @@ import pytest
 import torch
 from support_transfer import ALONE, CONFIG, METHODS, make_task
 
+from glomo.errors import UserError
+from glomo.training.distributed import World
 from glomo.training.lr_finder import find_rate
 
 
@@ -18,7 +20,7 @@ def test_rates_grow_and_nothing_is_changed():
     assert len(found["losses"]) == len(found["smooth"]) == 9
     mean = weight = 0.0
     for loss, smooth in zip(found["losses"], found["smooth"], strict=True):
-        mean, weight = 0.98 * mean + loss, 0.98 * weight + 1
+        mean, weight = 0.9 * mean + loss, 0.9 * weight + 1
         assert smooth == pytest.approx(mean / weight)
 
 
@@ -41,5 +43,19 @@ def test_the_suggestion_learns(method):
         return value / 50, 1, 1
 
     task.loss = loss
-    suggestion = find_rate(task, CONFIG, ALONE, 1e-6, 10.0)["suggestion"]
-    assert 1e-3 < suggestion < 5
+    suggestion = find_rate(task, CONFIG, ALONE, 1e-6, 1e4)["suggestion"]
+    assert 1e-3 < suggestion < 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_suggests_nothing(seed):
+    """Losses that no rate makes better."""
+    task, generator = make_task("gradual"), torch.Generator().manual_seed(seed)
+    zero = next(task.model.parameters())
+    task.loss = lambda indices, _: (0 * zero.sum() + torch.rand((), generator=generator), 1, 1)
+    assert find_rate(task, CONFIG, ALONE)["suggestion"] is None
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(UserError, match="for one process"):
+        find_rate(make_task("gradual"), CONFIG, World(0, 2, torch.device("cpu")))

@@ -12,7 +12,7 @@ from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.loop import train
 from glomo.training.run_folder import RunFolder
-from glomo.transfer import gradual_unfreezing
+from glomo.transfer import chain_thaw, gradual_unfreezing
 
 LEARNING = {  # of each stage by its name
     **{"last": ["head"], "last 2": ["layers.1", "head"], "last 3": ["layers.0", "layers.1", "head"]},
@@ -144,3 +144,37 @@ def test_a_run_goes_on_after_a_mistake_is_mended(tmp_path, whole):
     ):
         train(broken, CONFIG, folder, ALONE)
     assert run(tmp_path, method)[1] == expected
+
+
+def test_the_last_step_of_a_stage_is_judged_too(tmp_path):
+    """Stages of four steps and validations every three: no step behind the last validation is thrown away."""
+    config = dataclasses.replace(CONFIG, eval_every=3, checkpoint_every=1)
+    _, rows, _ = run(tmp_path, "chain-thaw", config=config)
+    ends = [row["step"] for row, after in itertools.pairwise(rows) if row["stage"] != after["stage"]]
+    judged = [row["step"] for row in rows if "valid_loss" in row]
+    assert set(ends) <= set(judged)
+    assert set(range(3, rows[-1]["step"] + 1, 3)) <= set(judged)
+
+
+def test_best_weights_stay_where_means_are_taken(tmp_path):
+    """nt-asgd in stages that go back: final/ is the last stage's best, not a mean from before it."""
+    config = dataclasses.replace(CONFIG, optimizer="nt-asgd", nonmono=1, lr=1.0, eval_every=1, momentum=0.0)
+    task = make_task("chain-thaw")
+    task.stages = lambda groups: chain_thaw(groups, 20, 1.0, 1.0, patience=2)
+    with RunFolder(tmp_path, {"train": {}}) as folder:
+        train(task, config, folder, ALONE)
+        best = checkpoint.load(folder.stage_best(4)).weights
+        assert all(torch.equal(value, best[name]) for name, value in checkpoint.load(folder.final).weights.items())
+
+
+def test_a_damaged_older_checkpoint_does_not_stop_a_run(tmp_path):
+    config = dataclasses.replace(CONFIG, keep=3)
+
+    def die(step):
+        if step == 13:
+            raise Death
+
+    with pytest.raises(Death):
+        run(tmp_path, "gradual", die, config)
+    (tmp_path / "checkpoints" / "step-000006" / "meta.json").write_text("{")
+    assert run(tmp_path, "gradual", config=config)[0]["step"] == 20

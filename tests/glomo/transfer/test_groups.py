@@ -47,6 +47,8 @@ def test_shared_parameters_count_once():
         (PATTERNS[:2], "in no group: head.weight, head.bias"),
         ([*PATTERNS, r"head\.bias"], r"in several groups: head.bias \(by 'head' and 'head\\\\.bias'\)"),
         ([*PATTERNS, "hed"], "patterns that match no parameter: 'hed'"),
+        (["("], r"'\(' is no regular expression"),
+        ({"layer": r"layers\.(\d+)", "layer.0": "embedding", "top": "head"}, "two layer groups are called 'layer.0'"),
         ([], r"in no group: embedding.weight, .* and 6 more"),
     ],
 )
