@@ -163,12 +163,12 @@ def _fastai(found: Any, parts: Any, config: FinetuneConfig, classes: int, epochs
     settings = {
         **{**awd_lstm_clas_config, "emb_sz": found.model["dim"], "n_hid": found.model["hidden"]},
         **{"n_layers": found.model["layers"], "input_p": lstm.dropout_input, "hidden_p": lstm.dropout_hidden},
-        **{"weight_p": lstm.weight_drop, "embed_p": lstm.dropout_embedding, "output_p": head.dropout},
+        **{"weight_p": lstm.weight_drop, "embed_p": lstm.dropout_embedding, "output_p": head.dropout / head.drop_mult},
     }
     learner = text_classifier_learner(
         loaders, AWD_LSTM, head.chunk, settings, pretrained=False, drop_mult=head.drop_mult, n_out=classes,
         lin_ftrs=[head.hidden], ps=[head.dropout_last], loss_func=CrossEntropyLossFlat(), metrics=accuracy,
-        max_len=head.chunk * head.window, seed=config.train.seed,
+        max_len=head.chunk * head.window,
     )  # fmt: skip
     weights = learner.model.state_dict()
     for name, value in found.weights.items():

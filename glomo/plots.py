@@ -117,7 +117,7 @@ def trade_off(results: Mapping[str, Any], path: Path) -> None:
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("test error, %")
     axis.set_title(f"{results['task']}: area = share of the parameters that learns", fontsize=9)
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
@@ -136,7 +136,7 @@ def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
     axis.set_xlabel("step")
     axis.set_ylabel("validation error, %")
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
@@ -159,7 +159,7 @@ def low_shot(results: Mapping[str, Any], path: Path) -> None:
     axis.set_xlabel("labelled examples to train on")
     axis.set_ylabel("test error, %")
     axis.set_title(results["task"], fontsize=9)
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
