@@ -98,7 +98,10 @@ def test_a_line_that_is_no_row_is_named(tmp_path, line):
     [
         ("lr = 3\n", r"config.toml is damaged: 'lr' is no section"),
         ("[model]\ndim = 3\n", "holds a pretrain run; choose"),
-        ("[compare]\nseeds = 3\n[model]\n", "holds a transfer run; choose"),
+        ("[compare]\nseeds = 3\n[graph]\n", "holds a transfer run; choose"),
+        ("[classifier]\nhidden = 3\n[compare]\n", "holds a comparison; choose"),
+        ("[model]\ndim = 3\n[classifier]\nhidden = 3\n", "holds a finetune run; choose"),
+        ("[model]\ndim = 3\n[lstm]\ndim = 3\n", "holds an lm run; choose"),
     ],
 )
 def test_a_folder_of_another_command_or_with_a_damaged_configuration(tmp_path, content, sentence):
