@@ -1,12 +1,12 @@
-"""`python -m bench.ulmfit steps | classifier --init RUN [--dataset trec] [--epochs 6] [--seeds 3]`: glomo's AWD-LSTM
-and ULMFiT beside plain PyTorch and fastai's (which `make setup` does not install: `pip install fastai` in an
-environment of its own).
+"""`python -m bench.ulmfit steps | classifier --init RUN [--dataset trec] [--epochs 8] [--seeds 3] [--scales 1 4]`:
+glomo's AWD-LSTM and ULMFiT beside plain PyTorch and fastai's (which `make setup` does not install: `pip install fastai`
+in an environment of its own).
 
 steps       seconds of a training step of the language model, alternately; peers: the same sizes of `nn.LSTM` without
             any dropout or penalty, and fastai's AWD_LSTM with its penalties
 classifier  test error after equal epochs from the same language model, on the same units, with the same documents held
             out: glomo's gradual unfreezing (slanted triangular rates), fastai's text_classifier_learner by its usual
-            recipe
+            recipe, all its rates times each of --scales
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.training.config import load_recipe
 from glomo.training.finetune import FinetuneConfig, draw, encode, finetune
 from glomo.training.models import load_language_weights
-from glomo.training.texts import labelled
+from glomo.training.texts import LabelledData, labelled
 
 ROWS, COLUMNS, UNITS = 32, 70, 8000
 SIZES = {"small": (200, 500, 2), "ulmfit": (400, 1150, 3)}
@@ -99,8 +99,8 @@ def steps(seconds: float) -> None:
         print("  " + ", ".join(f"ours / {p}: {medians['ours'] / m:.2f}" for p, m in medians.items() if p != "ours"))
 
 
-def classifier(init: str, dataset: str, epochs: int, seeds: int) -> None:
-    train_set, test_set = labelled("", "", dataset, "text", "label")
+def classifier(init: str, dataset: str, epochs: int, seeds: int, scales: Sequence[float]) -> None:
+    train_set, test_set = labelled(LabelledData(dataset=dataset))
     found = load_language_weights(init)
     errors: dict[str, list[float]] = {}
     for seed in range(seeds):
@@ -119,21 +119,20 @@ def classifier(init: str, dataset: str, epochs: int, seeds: int) -> None:
             results = finetune(dataclasses.replace(config, train=train), Path(out) / "run")
             ours_seconds = time.monotonic() - before
         errors.setdefault("glomo", []).append(1 - results["test_accuracy"])
-        before = time.monotonic()
-        torch.manual_seed(seed)
+        print(f"seed {seed}: glomo {100 * errors['glomo'][-1]:.2f} % in {ours_seconds:.0f} s", flush=True)
         parts = documents.part(kept), documents.part(held), test
-        errors.setdefault("fastai", []).append(_fastai(found, parts, config, len(classes), epochs))
-        print(
-            f"seed {seed}: glomo {100 * errors['glomo'][-1]:.2f} % in {ours_seconds:.0f} s, fastai "
-            f"{100 * errors['fastai'][-1]:.2f} % in {time.monotonic() - before:.0f} s",
-            flush=True,
-        )
+        for scale in scales:
+            before, name = time.monotonic(), f"fastai, rates x {scale:g}"
+            torch.manual_seed(seed)
+            errors.setdefault(name, []).append(_fastai(found, parts, config, len(classes), epochs, scale))
+            seconds = time.monotonic() - before
+            print(f"seed {seed}: {name} {100 * errors[name][-1]:.2f} % in {seconds:.0f} s", flush=True)
     for name, of in errors.items():
         spread = f" ± {100 * statistics.stdev(of):.2f}" if len(of) > 1 else ""
         print(f"{name}: test error {100 * statistics.fmean(of):.2f}{spread} %")
 
 
-def _fastai(found: Any, parts: Any, config: FinetuneConfig, classes: int, epochs: int) -> float:
+def _fastai(found: Any, parts: Any, config: FinetuneConfig, classes: int, epochs: int, scale: float) -> float:
     """Test error of fastai's classifier by its usual recipe: an epoch of the head, one of the last two groups, one of
     the last three, the rest of all."""
     from fastai.text.all import (
@@ -185,12 +184,12 @@ def _fastai(found: Any, parts: Any, config: FinetuneConfig, classes: int, epochs
     learner.model.load_state_dict(weights)
     with learner.no_bar(), learner.no_logging():
         learner.freeze()
-        learner.fit_one_cycle(1, 2e-2)
-        for groups, lr in ((-2, 1e-2), (-3, 5e-3)):
+        learner.fit_one_cycle(1, scale * 2e-2)
+        for groups, lr in ((-2, scale * 1e-2), (-3, scale * 5e-3)):
             learner.freeze_to(groups)
             learner.fit_one_cycle(1, slice(lr / 2.6**4, lr))
         learner.unfreeze()
-        learner.fit_one_cycle(epochs - 3, slice(1e-3 / 2.6**4, 1e-3))
+        learner.fit_one_cycle(epochs - 3, slice(scale * 1e-3 / 2.6**4, scale * 1e-3))
         found_labels = learner.get_preds(dl=loaders[2])
     return 1 - float((found_labels[0].argmax(-1) == found_labels[1]).float().mean())
 
@@ -200,8 +199,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("part", choices=("steps", "classifier"))
     parser.add_argument("--init")
     parser.add_argument("--dataset", default="trec")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(argv)
@@ -209,7 +209,7 @@ def main(argv: list[str]) -> None:
     if given.part == "steps":
         steps(given.seconds)
     else:
-        classifier(given.init, given.dataset, given.epochs, given.seeds)
+        classifier(given.init, given.dataset, given.epochs, given.seeds, given.scales)
 
 
 if __name__ == "__main__":

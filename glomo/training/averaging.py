@@ -17,7 +17,7 @@ class AveragedSGD(torch.optim.SGD):
 
         w_t = w_{t-1} - lr g_t,    mean = (1 / n) sum of the last n w_t
 
-    Which moment that is, is the loop's to say: NT-ASGD takes the first validation that is no better than the best of
+    Which moment that is, is the loop's to say: NT-ASGD takes the first validation that is worse than the best of
     those before the last `nonmono`. The mean is part of the state.
 
     Source: Polyak & Juditsky, 1992; Merity, Keskar & Socher, ICLR 2018, algorithm 1.

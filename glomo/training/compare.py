@@ -199,9 +199,9 @@ def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folde
     with stop_signals() as stopped_by, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         told = False
         while (code := process.poll()) is None:
-            if stopped_by and not told:  # the child saves, and ends
+            if stopped_by and not told:  # the child saves, and ends; of SIGINTs it would bear the terminal's alone
                 told = True
-                process.send_signal(stopped_by[0])
+                process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.2)
     if stopped_by or code in (130, 143):

@@ -291,13 +291,15 @@ def describe(config: Any) -> str:
 
 
 def _meanings(cls: type) -> dict[str, str]:
-    """{field: the string written below it in the class's source}."""
+    """{field: the string written below it in the source of the class, or of one that it extends}."""
+    if cls is object:
+        return {}
+    found = _meanings(cls.__bases__[0])
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     except OSError:  # no source at hand, as in a frozen application
-        return {}
+        return found
     assert isinstance(body, ast.ClassDef)
-    found: dict[str, str] = {}
     for line, below in zip(body.body, body.body[1:], strict=False):
         is_field = isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
         if is_field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):

@@ -29,7 +29,7 @@ from glomo.training.loop import Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
-from glomo.training.texts import fingerprint, labelled
+from glomo.training.texts import LabelledData, fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 from glomo.transfer import auxiliary_weight, layer_groups
@@ -38,21 +38,9 @@ EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)
-class FinetuneData:
+class FinetuneData(LabelledData):
     """The [data] section: the labelled task."""
 
-    train: str = ""
-    """your own training file (.csv .tsv .jsonl); with data.test, and then data.dataset is not read"""
-    test: str = ""
-    """your own test file"""
-    dataset: str = ""
-    """a name from the catalogue (`glomo data ls`), or recall, a synthetic task"""
-    text_column: str = "text"
-    """the text's column"""
-    label_column: str = "label"
-    """the label's column"""
-    labels: int = 0
-    """labelled examples to train on, drawn with train.seed; 0: all"""
     valid: float = 0.1
     """share of these that is held out for validation; 0: none"""
     length: int = 0
@@ -61,7 +49,7 @@ class FinetuneData:
     """most words in the vocabulary, without tune.init"""
 
     def __post_init__(self) -> None:
-        check_range("data.labels", self.labels, 0)
+        super().__post_init__()
         check_range("data.valid", self.valid, 0, 0.9)
         check_range("data.length", self.length, 0)
 
@@ -193,9 +181,7 @@ class Work:
 
 def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
-    train_set, test_set = labelled(
-        config.data.train, config.data.test, config.data.dataset, config.data.text_column, config.data.label_column
-    )
+    train_set, test_set = labelled(config.data)
     classes = label_names(train_set)
     model, vocabulary, backward = make_classifier(config, len(classes), [text for text, _ in train_set])
     if config.tune.init:

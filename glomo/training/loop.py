@@ -7,7 +7,8 @@ which examples a step reads is a function of (seed, step), and every step starts
 and its steps, and what a task carries from step to step.
 
 Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss
-terms, so that N processes compute what one would on the whole batch, to within rounding. Only the first process writes.
+terms, so that N processes compute what one would on the whole batch, to within rounding (but BatchNorm, which takes its
+statistics of each one's share). Only the first process writes.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ def find_rate(
     if world.size > 1:
         raise UserError("the range test is for one process; run it without torchrun")
     weights = copy.deepcopy(task.model.state_dict())
+    learns = {parameter: parameter.requires_grad for parameter in task.model.parameters()}
+    training = {module: module.training for module in task.model.modules()}
     staging = Staging(task.model, task.groups, task.stages or _one, validates=True)
     stage = max(staging.stages, key=lambda one: len(one.rates))
     top = max(stage.rates.values()) or 1.0
@@ -77,6 +79,10 @@ def find_rate(
             optimizer.step()
     finally:
         task.model.load_state_dict(weights)
+        for parameter, value in learns.items():
+            parameter.requires_grad_(value).grad = None
+        for module, mode in training.items():
+            module.training = mode
     return {"rates": rates, "losses": losses, "smooth": smooth, "suggestion": _suggestion(rates, losses, smooth)}
 
 

@@ -5,15 +5,38 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from glomo.data import AnyVocabulary, Subwords, Vocabulary, read_labelled, read_texts
 from glomo.errors import UserError
+from glomo.training.config import check_range
 
 RECALL = "recall"  # the synthetic task's name among the data sets
 _RECALL_SIZES = {"unlabelled": (20_000, 1), "train": (2_000, 2), "test": (500, 3)}  # how many, and the seed
 
 Labelled = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """What every [data] section of a labelled task has."""
+
+    train: str = ""
+    """your own training file (.csv .tsv .jsonl); with data.test, and then data.dataset is not read"""
+    test: str = ""
+    """your own test file"""
+    dataset: str = ""
+    """a name from the catalogue (`glomo data ls`), or recall, a synthetic task"""
+    text_column: str = "text"
+    """the text's column"""
+    label_column: str = "label"
+    """the label's column"""
+    labels: int = 0
+    """labelled examples to train on, drawn anew for every seed; 0: all"""
+
+    def __post_init__(self) -> None:
+        check_range("data.labels", self.labels, 0)
 
 
 def unlabelled(files: Sequence[str], datasets: Sequence[str], column: str) -> list[str]:
@@ -29,22 +52,23 @@ def unlabelled(files: Sequence[str], datasets: Sequence[str], column: str) -> li
     ]
 
 
-def labelled(train: str, test: str, dataset: str, text_column: str, label_column: str) -> tuple[Labelled, Labelled]:
+def labelled(data: LabelledData) -> tuple[Labelled, Labelled]:
     """(training, test) examples as (text, label), of two files, or, when there are none, of a data set."""
-    if train or test:
-        if not (train and test):
+    files, columns = (data.train, data.test), (data.text_column, data.label_column)
+    if any(files):
+        if not all(files):
             raise UserError("a task needs two files, --data.train FILE and --data.test FILE; only one is given")
-        return read_labelled(train, text_column, label_column), read_labelled(test, text_column, label_column)
-    if not dataset:
+        return read_labelled(data.train, *columns), read_labelled(data.test, *columns)
+    if not data.dataset:
         raise UserError(
             "the recipe names no task: give --data.train FILE and --data.test FILE, or --data.dataset NAME "
             "(see `glomo data ls`)"
         )
-    if dataset == RECALL:
+    if data.dataset == RECALL:
         return _recall_labelled("train"), _recall_labelled("test")
     from glomo.data.catalogue import load_labelled
 
-    return load_labelled(dataset, "train"), load_labelled(dataset, "test")
+    return load_labelled(data.dataset, "train"), load_labelled(data.dataset, "test")
 
 
 class VocabularySettings(Protocol):

@@ -30,7 +30,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "sgd", "nt-asgd"] = "adamw"
     """adamw, sgd, or nt-asgd: sgd whose weights are averaged from the moment when validation stops getting better"""
     nonmono: int = 5
-    """of nt-asgd: averaging begins when a validation is no better than the best of those before the last so many"""
+    """of nt-asgd: averaging begins when a validation is worse than the best of those before the last so many"""
     lr: float = 1e-3
     """learning rate at its highest"""
     momentum: float = 0.0

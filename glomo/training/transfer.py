@@ -33,7 +33,7 @@ from glomo.training.graph_cache import GraphCache
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
-from glomo.training.texts import Labelled, labelled
+from glomo.training.texts import Labelled, LabelledData, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 
@@ -44,26 +44,14 @@ STATISTICS_TEXTS = 64  # zeros and dead rows are counted on so many test texts
 
 
 @dataclass(frozen=True)
-class TransferData:
+class TransferData(LabelledData):
     """The [data] section: the labelled task."""
 
-    train: str = ""
-    """your own training file (.csv .tsv .jsonl); with data.test, and then data.dataset is not read"""
-    test: str = ""
-    """your own test file"""
-    dataset: str = ""
-    """a name from the catalogue (`glomo data ls`), or recall, a synthetic task"""
-    text_column: str = "text"
-    """the text's column"""
-    label_column: str = "label"
-    """the label's column"""
-    labels: int = 0
-    """labelled examples to train on, drawn anew for every seed; 0: all"""
     length: int = 100
     """units after which a text is cut"""
 
     def __post_init__(self) -> None:
-        check_range("data.labels", self.labels, 0)
+        super().__post_init__()
         check_range("data.length", self.length, 1)
 
 
@@ -176,9 +164,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         raise UserError("tune.init is the language model of `glomo finetune`; a graph is named by graph.path")
     world = set_up(config.train)
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds")
-    train_set, test_set = labelled(
-        config.data.train, config.data.test, config.data.dataset, config.data.text_column, config.data.label_column
-    )
+    train_set, test_set = labelled(config.data)
     classes = label_names(train_set)
     learned = load_graph(config.graph.path) if config.graph.path else None
     if learned is not None:

@@ -1,6 +1,8 @@
 """Several ways of fine-tuning beside each other: what is run, gone on with, drawn and refused."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -142,18 +144,28 @@ def test_a_mistake_in_one_way_is_said_by_its_run(recipe, tmp_path, capfd):
     assert not list((tmp_path / "other").glob("full*"))  # before anything was trained
 
 
-def test_sigterm_stops_the_run_within(recipe, tmp_path):
-    """It saves, both end with 143, and the same call goes on."""
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGINT"])
+def test_a_signal_stops_the_run_within(recipe, tmp_path, told):
+    """SIGTERM to the command, Ctrl-C to both as a terminal does: the run saves, and nobody goes on."""
     command = [sys.executable, "-m", "glomo", "compare", str(recipe), "--out", str(tmp_path / "out")]
     command += ["--compare.ways", "full", "--compare.seeds", "1", "--compare.labels", "0", "--train.steps", "100000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command += ["--train.checkpoint_every", "0"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, **pipes)
     metrics = tmp_path / "out" / "full-all-0" / "metrics.jsonl"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size > 500):
         time.sleep(0.05)
-    process.terminate()
-    assert process.wait(100) == 143
-    assert "the same command goes on from there" in process.stderr.read()
+    if told == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    assert process.wait(100) == 128 + signal.Signals[told]
+    error = process.stderr.read()
+    assert "the same command goes on from there" in error
+    assert "Traceback" not in error
+    assert list((tmp_path / "out" / "full-all-0" / "checkpoints").glob("step-*"))
     size = metrics.stat().st_size
     time.sleep(0.5)
     assert metrics.stat().st_size == size  # nobody writes any more

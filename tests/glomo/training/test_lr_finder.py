@@ -13,10 +13,14 @@ from glomo.training.lr_finder import find_rate
 
 def test_rates_grow_and_nothing_is_changed():
     task = make_task("gradual")
+    next(task.model.children()).eval().requires_grad_(False)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    flags = [p.requires_grad for p in task.model.parameters()], [m.training for m in task.model.modules()]
     found = find_rate(task, CONFIG, ALONE, 1e-5, 1e-1, steps=9)
     assert found["rates"] == pytest.approx([1e-5 * 10 ** (t / 2) for t in range(9)])
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert flags == ([p.requires_grad for p in task.model.parameters()], [m.training for m in task.model.modules()])
+    assert all(p.grad is None for p in task.model.parameters())
     assert len(found["losses"]) == len(found["smooth"]) == 9
     mean = weight = 0.0
     for loss, smooth in zip(found["losses"], found["smooth"], strict=True):

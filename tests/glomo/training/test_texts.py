@@ -7,7 +7,7 @@ import pytest
 from glomo.data import catalogue
 from glomo.data.recall import Recall
 from glomo.errors import UserError
-from glomo.training.texts import labelled, unlabelled
+from glomo.training.texts import LabelledData, labelled, unlabelled
 
 
 def test_files_before_data_sets(tmp_path, monkeypatch):
@@ -20,8 +20,8 @@ def test_files_before_data_sets(tmp_path, monkeypatch):
     assert unlabelled((str(tmp_path / "a.txt"), str(tmp_path / "a.txt")), (), "text") == ["one", "two"] * 2
     assert unlabelled((b,), ("x",), "body") == ["three"]
     assert unlabelled((), ("x", "y"), "text") == ["x train", "y train"]
-    assert labelled(b, b, "x", "body", "y") == ([("three", "p")], [("three", "p")])
-    assert labelled("", "", "x", "text", "label") == ([("x train", "l")], [("x test", "l")])
+    assert labelled(LabelledData(b, b, "x", "body", "y")) == ([("three", "p")], [("three", "p")])
+    assert labelled(LabelledData(dataset="x")) == ([("x train", "l")], [("x test", "l")])
     with pytest.raises(UserError, match="names no text"):
         unlabelled((), (), "text")
 
@@ -37,6 +37,6 @@ def test_recall_is_the_task_itself_and_asks_for_every_pair():
         assert len(questions) == 3 * task.pairs
         assert questions[::3] == ["Q"] * task.pairs
         assert dict(zip(questions[1::3], questions[2::3], strict=True)) == bound
-    train, test = labelled("", "", "recall", "text", "label")
+    train, test = labelled(LabelledData(dataset="recall"))
     assert not {text for text, _ in train} & {text for text, _ in test}
     assert {label for _, label in test} == {str(n) for n in range(Recall().classes)}
