@@ -30,7 +30,7 @@ class Ways:
 
     ways: tuple[str, ...] = METHODS
     """each a tune.method, with options behind it and a name before it where they are wanted, as in "at 2.6: full
-    --tune.factor 2.6" """
+    --tune.factor 2.6"; {labels} and {seed} in an option are those of the run"""
     seeds: int = 3
     """runs of each, with the seeds train.seed, train.seed + 1, ..."""
     labels: tuple[int, ...] = ()
@@ -178,7 +178,15 @@ def _parsed(text: str) -> Way:
 
 
 def _options(way: Way, labels: int, seed: int) -> dict[str, str]:
-    return {**way.options, "train.seed": str(seed), "data.labels": str(labels)}
+    numbers = {"{labels}": str(labels or "all"), "{seed}": str(seed)}
+    options = {name: _replaced(value, numbers) for name, value in way.options.items()}
+    return {**options, "train.seed": str(seed), "data.labels": str(labels)}
+
+
+def _replaced(text: str, by: Mapping[str, str]) -> str:
+    for name, value in by.items():
+        text = text.replace(name, value)
+    return text
 
 
 def _folder(way: str, labels: int, seed: int) -> str:

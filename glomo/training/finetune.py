@@ -29,7 +29,7 @@ from glomo.training.loop import Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
-from glomo.training.texts import LabelledData, fingerprint, labelled
+from glomo.training.texts import LabelledData, fingerprint, labelled, sample
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 from glomo.transfer import auxiliary_weight, layer_groups
@@ -259,9 +259,7 @@ def draw(documents: Documents, classes: Sequence[str], data: FinetuneData, seed:
 
     Raises UserError where a class has no document to train on.
     """
-    everything = list(range(len(documents)))
-    if 0 < data.labels < len(everything):
-        everything = sorted(random.Random(seed).sample(everything, data.labels))
+    everything = sample(len(documents), data.labels, seed)
     shuffled = random.Random(f"valid {seed}").sample(everything, len(everything))
     count = int(data.valid * len(everything))
     held, kept = sorted(shuffled[:count]), sorted(shuffled[count:])

@@ -4,6 +4,7 @@ vocabulary."""
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -69,6 +70,12 @@ def labelled(data: LabelledData) -> tuple[Labelled, Labelled]:
     from glomo.data.catalogue import load_labelled
 
     return load_labelled(data.dataset, "train"), load_labelled(data.dataset, "test")
+
+
+def sample(count: int, labels: int, seed: int) -> list[int]:
+    """The labelled examples that data.labels leaves of so many (0: all)."""
+    everything = list(range(count))
+    return sorted(random.Random(seed).sample(everything, labels)) if 0 < labels < count else everything
 
 
 class VocabularySettings(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ from glomo.training.graph_cache import GraphCache
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
-from glomo.training.texts import Labelled, LabelledData, labelled
+from glomo.training.texts import Labelled, LabelledData, labelled, sample
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 
@@ -177,7 +176,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     )
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
     for seed in seeds:  # all of them before anything is trained
-        drawn = {train_examples.labels[i] for i in draw(train_examples, config.data.labels, seed)}
+        drawn = {train_examples.labels[i] for i in sample(len(train_examples), config.data.labels, seed)}
         if len(drawn) < 2:
             raise UserError(
                 f"data.labels is {config.data.labels}; the examples drawn with the seed {seed} are all of the class "
@@ -207,7 +206,7 @@ def run(
     world: World,
 ) -> Run:
     """Train one classifier on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it."""
-    chosen = draw(train_examples, config.data.labels, seed)
+    chosen = sample(len(train_examples), config.data.labels, seed)
     words, vectors = feature_table(
         config.features, [train_examples.pieces[i] for i in chosen], test_examples.pieces, seed
     )
@@ -280,14 +279,6 @@ def run(
             row = train(task, settings, folder, world)
     share_zero, share_dead = statistics(graph, test_examples, device)
     return Run(name, seed, row["accuracy"], share_zero, share_dead, row["seconds"])
-
-
-def draw(examples: Examples, labels: int, seed: int) -> list[int]:
-    """Which examples are trained on with this seed: ``labels`` of them, or all where ``labels`` is 0."""
-    everything = range(len(examples))
-    if 0 < labels < len(everything):
-        return sorted(random.Random(seed).sample(everything, labels))
-    return list(everything)
 
 
 def encode(examples: Labelled, vocabulary: Any, classes: Sequence[str], length: int) -> Examples:

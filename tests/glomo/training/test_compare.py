@@ -102,6 +102,12 @@ def test_the_same_call_goes_on(recipe, tmp_path, monkeypatch, capfd):
     assert compare(config, out) == results
 
 
+def test_options_with_the_numbers_of_the_run():
+    (way,) = Ways(ways=("x: full --tune.init 'runs/{labels}-{seed}' --train.lr 1e-3",)).parsed()
+    assert module._options(way, 50, 2)["tune.init"] == "runs/50-2"
+    assert module._options(way, 0, 1)["tune.init"] == "runs/all-1"
+
+
 def test_equal_seeds_draw_equal_examples(recipe, tmp_path, capfd):
     more = ["--compare.ways", "full,other: full", "--compare.seeds", "1"]
     assert main(["compare", str(recipe), "--out", str(tmp_path / "out"), *more]) == 0

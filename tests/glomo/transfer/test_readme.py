@@ -1,9 +1,9 @@
 """The snippets of the techniques' page run, in their order."""
 
-import re
 from pathlib import Path
 
 import torch
+from support_pages import run_page
 
 import glomo.transfer
 
@@ -11,9 +11,7 @@ PAGE = Path(glomo.transfer.__file__).with_name("README.md")
 
 
 def test_the_page_runs(capsys):
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
-        exec(snippet, names)
+    names = run_page(PAGE)
     assert "stage last 3: " in capsys.readouterr().out
     assert names["features"].shape == (2, 7, 16)
     assert torch.isfinite(names["weight"]).all()
