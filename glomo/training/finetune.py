@@ -185,7 +185,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     classes = label_names(train_set)
     model, vocabulary, backward = make_classifier(config, len(classes), [text for text, _ in train_set])
     if config.tune.init:
-        config = dataclasses.replace(config, **language.with_sizes(config.model, config.lstm, model.language_model))
+        sizes = language.with_sizes(config.model, config.lstm, model.language_model, config.tune.init)
+        config = dataclasses.replace(config, **sizes)
     documents, test = (
         encode(examples, vocabulary, classes, config.data.length, backward) for examples in (train_set, test_set)
     )

@@ -104,7 +104,7 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     world = set_up(config.train)
     model, vocabulary = make_model(config, texts)
     if config.tune.init:
-        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, model))
+        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, model, config.tune.init))
     units = running_units(texts, vocabulary, model.end)
     if held_texts:
         held = running_units(held_texts, vocabulary, model.end)
@@ -176,13 +176,24 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
     return model, vocabulary
 
 
-def with_sizes(transformer: TransformerConfig, lstm: AWDLSTMConfig, model: AnyLanguageModel) -> dict[str, Any]:
-    """The sections [model] and [lstm] with the sizes that the model has."""
-    if isinstance(model, LSTMLanguageModel):
-        sizes = {name: getattr(model.config, name) for name in SIZES["lstm"]}
-        return {"model": transformer, "lstm": dataclasses.replace(lstm, **sizes)}
-    sizes = {name: getattr(model.config, name) for name in SIZES["transformer"]}
-    return {"model": dataclasses.replace(transformer, **sizes), "lstm": lstm}
+def with_sizes(
+    transformer: TransformerConfig, lstm: AWDLSTMConfig, model: AnyLanguageModel, init: str
+) -> dict[str, Any]:
+    """The sections [model] and [lstm] with the sizes of the model, which is the one in ``init``.
+
+    Raises UserError for a size in the recipe that is neither this one nor the default.
+    """
+    architecture, section = ("lstm", "lstm") if isinstance(model, LSTMLanguageModel) else ("transformer", "model")
+    given: TransformerConfig | AWDLSTMConfig = lstm if section == "lstm" else transformer
+    sizes = {name: getattr(model.config, name) for name in SIZES[architecture]}
+    for name, size in sizes.items():
+        said = getattr(given, name)
+        if said not in (size, getattr(type(given)(), name)):
+            raise UserError(
+                f"{section}.{name} is {said}, but {size} in the language model of {init}; leave it out, or choose "
+                "another tune.init"
+            )
+    return {"model": transformer, "lstm": lstm, section: dataclasses.replace(given, **sizes)}
 
 
 def layer_patterns(model: AnyLanguageModel) -> dict[str, str]:

@@ -183,6 +183,7 @@ def test_backward(text, tmp_path, capsys):
         ({"backward": True}, "forward lstm language model; method.model and method.backward say backward lstm"),
         ({"tune": Tune(), "data": {"vocabulary": "init"}}, "data.vocabulary is 'init', .* but tune.init is empty"),
         ({"rates": (1.0,)}, "tune.rates has 1 rates; there are 4 layer groups: embedding, layer.0, layer.1, decoder"),
+        ({"lstm": replace(DRY, hidden=24)}, r"lstm.hidden is 24, but 16 in the language model of .*general; leave"),
         ({"train": replace(TRAIN, batch_size=5000)}, "units to predict, too few for 5000 rows"),
     ],
 )
