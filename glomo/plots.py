@@ -185,6 +185,41 @@ def rate_test(found: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def domain_map(before: Tensor, after: Tensor, domains: Sequence[str], classes: Sequence[str], path: Path) -> None:
+    """Two panels, features before and after an adaptation as points: colour = domain, marker = class (the eleventh has
+    the first one's again).
+
+    Args:
+        before: (N, 2), of `glomo.transfer.domains.project`.
+        after: (N, 2).
+        domains: N names.
+        classes: N names.
+        path: where the PNG goes.
+    """
+    if not len(before) == len(after) == len(domains) == len(classes):
+        numbers = (
+            f"{len(before)} points before and {len(after)} after, {len(domains)} domains and {len(classes)} classes"
+        )
+        raise ValueError(f"{numbers} are given; one each is needed for every example")
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.4), layout="constrained")
+    colours, markers, kinds = plt.get_cmap("tab10").colors, "osD^vP*X<>", sorted(set(classes))
+    for axis, points, title in zip(axes, (before, after), ("before", "after"), strict=True):
+        for number, domain in enumerate(dict.fromkeys(domains)):
+            for kind in kinds:
+                some = [i for i, pair in enumerate(zip(domains, classes, strict=True)) if pair == (domain, kind)]
+                if not some:
+                    continue
+                x, y = points[some].float().cpu().unbind(1)
+                style = {"color": colours[number % 10], "marker": markers[kinds.index(kind) % 10]}
+                axis.scatter(x, y, s=14, alpha=0.7, linewidths=0, label=_plain(f"{domain}, {kind}"), **style)
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+    _save(figure, path)
+
+
 def _plain(text: str) -> str:
     """Text in which a dollar sign is no formula."""
     return text.replace("$", r"\$")
@@ -206,3 +241,24 @@ def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     _pyplot().close(figure)
+
+
+def probe_accuracies(results: Mapping[str, Any], path: Path) -> None:
+    """Accuracy of probes by layer, beside their control tasks' (dashed) and the most frequent class's (dotted)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    layers = list(dict.fromkeys(row["layer"] for row in results["probes"]))
+    for kind in dict.fromkeys(row["kind"] for row in results["probes"]):
+        rows = [row for row in results["probes"] if row["kind"] == kind]
+        places = [layers.index(row["layer"]) for row in rows]
+        (line,) = axis.plot(places, [100 * row["accuracy"] for row in rows], marker="o", label=kind)
+        control = [100 * row["control"] for row in rows]
+        axis.plot(places, control, "--", color=line.get_color(), alpha=0.6, label=f"{kind}, control task")
+    majority = 100 * results["probes"][0]["majority"]
+    axis.axhline(majority, linestyle=":", color="grey", label="most frequent class")
+    axis.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
+    axis.set_ylabel("accuracy, %")
+    axis.set_title(_plain(f"{results['task']}: {len(results['classes'])} classes"), fontsize=9)
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    _save(figure, path)
