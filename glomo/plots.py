@@ -259,6 +259,6 @@ def probe_accuracies(results: Mapping[str, Any], path: Path) -> None:
     axis.set_xticks(range(len(layers)), layers, rotation=30, ha="right")
     axis.set_ylabel("accuracy, %")
     axis.set_title(_plain(f"{results['task']}: {len(results['classes'])} classes"), fontsize=9)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axis.grid(alpha=0.3)
     _save(figure, path)

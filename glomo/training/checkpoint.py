@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from glomo.errors import UserError
+from glomo.transfer.signal import uniform_soup
 
 FORMAT = 1
 WEIGHTS, STATE, META = "model.safetensors", "train_state.pt", "meta.json"
@@ -145,12 +146,7 @@ def average(folders: Sequence[Path]) -> dict[str, Tensor]:
     for folder, weights in zip(folders, found, strict=True):
         if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in found[-1].items()}:
             raise UserError(f"{folder} and {folders[-1]} hold weights of different models, which have no mean")
-    return {
-        name: torch.stack([weights[name].double() for weights in found]).mean(0).to(last.dtype)
-        if last.is_floating_point()
-        else last
-        for name, last in found[-1].items()
-    }
+    return uniform_soup(found)
 
 
 def step_folders(parent: Path) -> list[Path]:

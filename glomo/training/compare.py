@@ -18,7 +18,7 @@ from typing import Any
 from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
 from glomo.training.config import check_range, dump_toml, load_recipe, nearest, split_arguments, to_dict
-from glomo.training.finetune import FinetuneConfig
+from glomo.training.finetune import FinetuneConfig, resolved
 from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.tune import METHODS
@@ -197,7 +197,7 @@ def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folde
     """The results of one run: trained now, gone on with, or read back."""
     results = folder / "results.json"
     if results.exists():
-        with RunFolder(folder, to_dict(config)):  # of the same configuration, or a sentence
+        with RunFolder(folder, to_dict(resolved(config))):  # of the same configuration, or a sentence
             found = json.loads(results.read_bytes())
         if found["budget"] == config.train.steps:
             return dict(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,17 @@ from glomo.nn.transformer import LanguageModel
 from glomo.transfer import ScalarMix
 
 AnyLanguageModel = LanguageModel | LSTMLanguageModel
+
+
+class Read(NamedTuple):
+    """A batch of documents, read."""
+
+    features: Tensor
+    """(B, 3 dim), pooled"""
+    logits: Tensor
+    """(B, classes)"""
+    extra: Tensor
+    """what `DocumentClassifier.loss` adds to the cross-entropy"""
 
 
 class DocumentClassifier(nn.Module):
@@ -68,10 +79,11 @@ class DocumentClassifier(nn.Module):
         self.mix = ScalarMix(len(widths)) if layers == "mix" else None
         self.head = PoolingHead(3 * config.dim, classes, hidden, dropouts)
         self.chunk, self.window = chunk, window
+        self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
         """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""
-        return self._read(units, lengths, 0.0)[0]
+        return self.read(units, lengths, 0.0).logits
 
     def loss(
         self, units: Tensor, lengths: Tensor, labels: Tensor, auxiliary: float = 0.0, smoothing: float = 0.0
@@ -86,11 +98,12 @@ class DocumentClassifier(nn.Module):
         the latter two over the units that have gradients, within chunks: what a document adds does not depend on the
         others (but for BatchNorm).
         """
-        logits, extra = self._read(units, lengths, auxiliary)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if self.training else 0.0) + extra
+        read = self.read(units, lengths, auxiliary)
+        smoothing = smoothing if self.training else 0.0
+        return F.cross_entropy(read.logits.float(), labels, label_smoothing=smoothing) + read.extra
 
-    def _read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> tuple[Tensor, Tensor]:
-        """(logits, what else is in the loss)."""
+    def read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> Read:
+        """What a batch comes to, for losses of one's own."""
         model, latest = self.language_model, list[Any]()
         extra = units.new_zeros((), dtype=torch.float32)
         sums: list[Tensor] = []  # an LSTM's penalties, of each document
@@ -122,7 +135,7 @@ class DocumentClassifier(nn.Module):
             size, places, change, pairs = sums
             alpha, beta = model.config.activation_reg, model.config.temporal_reg
             extra = extra + (alpha * size / places.clamp(min=1) + beta * change / pairs.clamp(min=1)).mean()
-        return self.head(pooled), extra
+        return Read(pooled, self.head(pooled), extra)
 
     def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor, shares: Tensor) -> Tensor:
         """The sum over the chunk of the nats of what follows each unit, the next one or the end, times the document's
@@ -146,5 +159,6 @@ def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, st
     An LSTM's decoder has no part in a classifier's features and is of the head's group: the auxiliary loss trains it.
     """
     lower = {name: rf"language_model\.(?:{pattern})" for name, pattern in of_language_model.items()}
-    top = ["head", *(["mix"] if model.mix is not None else []), *filter(None, [lower.pop("decoder", None)])]
+    added = [name for name in ("mix", "adversary") if getattr(model, name) is not None]
+    top = ["head", *added, *filter(None, [lower.pop("decoder", None)])]
     return {**lower, "head": "|".join(top)}

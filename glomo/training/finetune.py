@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from glomo.data import AnyVocabulary, BucketBatches, Vocabulary, encode_labels, label_names, pad
+from glomo.data import AnyVocabulary, BucketBatches, Vocabulary, label_names
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
+from glomo.training.adapted import Adapters, insert_adapters
+from glomo.training.close import Close, make_penalty, with_penalty
 from glomo.training.config import check_range, to_dict
+from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier, layer_patterns
+from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate
 from glomo.training.language_model import language_model
 from glomo.training.loop import Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
-from glomo.training.texts import LabelledData, fingerprint, labelled, sample
+from glomo.training.staging import Staging
+from glomo.training.texts import fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
-from glomo.transfer import auxiliary_weight, layer_groups
-
-EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class FinetuneData(LabelledData):
-    """The [data] section: the labelled task."""
-
-    valid: float = 0.1
-    """share of these that is held out for validation; 0: none"""
-    length: int = 0
-    """units after which a document is cut; 0: it is read to its end, however long"""
-    vocab_size: int = 20_000
-    """most words in the vocabulary, without tune.init"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("data.valid", self.valid, 0, 0.9)
-        check_range("data.length", self.length, 0)
+from glomo.training.unlabelled import Stream, Unlabelled
+from glomo.transfer import auxiliary_weight
 
 
 @dataclass(frozen=True)
@@ -107,26 +91,10 @@ class FinetuneConfig:
     lstm: AWDLSTMConfig = field(default_factory=lambda: AWDLSTMConfig.preset("classifier"))
     tune: Tune = field(default_factory=Tune)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Documents as units, with their labels as numbers."""
-
-    ids: list[list[int]]
-    labels: list[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def part(self, indices: Sequence[int]) -> Documents:
-        return Documents([self.ids[i] for i in indices], [self.labels[i] for i in indices])
-
-    def tensors(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """(units, lengths, labels) of some."""
-        units, lengths = pad([self.ids[i] for i in indices])
-        labels = torch.tensor([self.labels[i] for i in indices])
-        return units.to(device), lengths.to(device), labels.to(device)
+    adapter: Adapters = field(default_factory=Adapters)
+    close: Close = field(default_factory=Close)
+    distil: Distil = field(default_factory=Distil)
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
 
 
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
@@ -137,6 +105,12 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
 
     Raises UserError for mistakes in the recipe and in the data.
     """
+    if config.classifier.smoothing and (config.distil.teachers or config.unlabelled.method != "none"):
+        raise UserError(
+            "distil.teachers and unlabelled.method go without label smoothing; set classifier.smoothing = 0"
+        )
+    if config.distil.teachers and config.unlabelled.tsa != "none":
+        raise UserError("unlabelled.tsa anneals the labels' loss, which distil.teachers replace; give one of them")
     if config.train.shard:
         raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
     world = set_up(config.train)
@@ -156,7 +130,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
             results |= {f"valid_{name}": value for name, value in figures.items()}
         results |= {name: row[name] for name in ("step", "loss", "seconds")}
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
-        results |= {"trainable": most_trainable(work.task), "memory": memory.bytes()}
+        results |= {"trainable": work.trainable, "memory": memory.bytes()}
         results |= {"budget": config.train.steps}
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
@@ -177,16 +151,24 @@ class Work:
     test: Documents
     examples: int
     """documents to train on"""
+    trainable: int
+    """parameters that learn in the stage in which most do"""
+
+
+def resolved(config: FinetuneConfig) -> FinetuneConfig:
+    """The recipe with the sizes of the language model in tune.init: what a run folder records."""
+    if not config.tune.init:
+        return config
+    found = load_language_weights(config.tune.init)
+    return dataclasses.replace(config, **language.with_sizes(config.model, config.lstm, found))
 
 
 def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
+    config = resolved(config)
     train_set, test_set = labelled(config.data)
     classes = label_names(train_set)
     model, vocabulary, backward = make_classifier(config, len(classes), [text for text, _ in train_set])
-    if config.tune.init:
-        sizes = language.with_sizes(config.model, config.lstm, model.language_model, config.tune.init)
-        config = dataclasses.replace(config, **sizes)
     documents, test = (
         encode(examples, vocabulary, classes, config.data.length, backward) for examples in (train_set, test_set)
     )
@@ -194,16 +176,36 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     fitting, valid = documents.part(chosen), documents.part(held)
     batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
     weight = config.classifier.auxiliary
+    taught = [train_set[i][0] for i in chosen] if config.distil.teachers else []
+    teachers = Teachers(config.distil, taught, classes) if taught else None
+    penalty = make_penalty(config.close, model, model.language_model, vocabulary, config.tune.init, config.train.seed)
+
+    stream = None
+    if config.unlabelled.method != "none":
+        options = (vocabulary, config.data.length, backward, config.train.batch_size, config.train.steps)
+        stream = Stream(config.unlabelled, model, *options, config.train.seed, world)
 
     def before_step(step: int) -> float:
         nonlocal weight
+        if stream is not None:
+            stream.before_step(step)
         if config.tune.method == "sequential":
             weight = auxiliary_weight((step - 1) // (config.tune.stage_steps or len(batches)))
         return 1.0
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         units, lengths, labels = fitting.tensors(indices, world.device)
-        value = model.loss(units, lengths, labels, weight, config.classifier.smoothing)
+        if teachers is None and stream is None:
+            value = model.loss(units, lengths, labels, weight, config.classifier.smoothing)
+        else:
+            read = model.read(units, lengths, weight)
+            value = read.extra
+            if teachers is not None:
+                value = value + teachers.loss(read.logits, labels, indices)
+            elif stream is not None:
+                value = value + stream.labelled(read.logits, labels)
+            if stream is not None:
+                value = value + stream.loss(read.features, generator)
         return value, len(indices), int(lengths.sum())
 
     def validate() -> dict[str, float]:
@@ -215,9 +217,13 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     meta |= {"classes": classes, "architecture": architecture(model), "backward": backward}
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
+    if penalty is not None:
+        task.loss = with_penalty(loss, penalty)
+    kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
+    task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
-    return Work(config, task, model, valid, test, len(fitting))
+    return Work(config, task, model, valid, test, len(fitting), most_trainable(task))
 
 
 def make_classifier(
@@ -238,74 +244,17 @@ def make_classifier(
             encoder = LSTMLanguageModel(lstm)
         else:
             encoder = LanguageModel(dataclasses.replace(config.model, vocab_size=len(vocabulary), smoothing=0.0))
-    return DocumentClassifier(encoder, classes, **settings.of_model()), vocabulary, backward
-
-
-def encode(
-    examples: Sequence[tuple[str, str]], vocabulary: AnyVocabulary, classes: Sequence[str], length: int, backward: bool
-) -> Documents:
-    """Texts to units, labels to numbers (UserError: unknown)."""
-    labels = encode_labels([label for _, label in examples], classes)
-    return Documents([units_of(text, vocabulary, length, backward) for text, _ in examples], labels)
-
-
-def units_of(text: str, vocabulary: AnyVocabulary, length: int, backward: bool) -> list[int]:
-    """At most `length` units (0: all), in the order in which they are read; at least one."""
-    units = vocabulary.encode(text)[: length or None] or [vocabulary.unk_id]
-    return units[::-1] if backward else units
-
-
-def draw(documents: Documents, classes: Sequence[str], data: FinetuneData, seed: int) -> tuple[list[int], list[int]]:
-    """(documents to train on, documents held out for validation).
-
-    Raises UserError where a class has no document to train on.
-    """
-    everything = sample(len(documents), data.labels, seed)
-    shuffled = random.Random(f"valid {seed}").sample(everything, len(everything))
-    count = int(data.valid * len(everything))
-    held, kept = sorted(shuffled[:count]), sorted(shuffled[count:])
-    counts = Counter(documents.labels[i] for i in kept)
-    empty = [name for number, name in enumerate(classes) if not counts[number]]
-    if empty:
-        raise UserError(
-            f"the class {empty[0]!r} has no example among the {len(kept)} to train on; with data.labels = "
-            f"{data.labels} and data.valid = {data.valid} another train.seed, or more labels, are needed"
-        )
-    return kept, held
-
-
-@torch.no_grad()
-def probabilities(model: DocumentClassifier, ids: Sequence[list[int]], device: torch.device) -> Tensor:
-    """(documents, classes), in fp32 on the CPU."""
-    model.eval()
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    found = torch.empty(0)
-    for start in range(0, len(order), EVALUATION_BATCH):
-        part = order[start : start + EVALUATION_BATCH]
-        units, lengths = pad([ids[i] for i in part])
-        values = model(units.to(device), lengths.to(device)).float().softmax(-1).cpu()
-        found = found if len(found) else torch.empty(len(ids), values.size(1))
-        found[part] = values
-    return found
-
-
-def evaluate(model: DocumentClassifier, documents: Documents, device: torch.device) -> dict[str, float]:
-    """{accuracy, loss}: share of right answers, mean nats."""
-    return figures_of(probabilities(model, documents.ids, device), documents.labels)
-
-
-def figures_of(found: Tensor, labels: Sequence[int]) -> dict[str, float]:
-    target = torch.tensor(labels)
-    right = int((found.argmax(-1) == target).sum())
-    return {"accuracy": right / len(labels), "loss": float(F.nll_loss(found.clamp(min=1e-30).log(), target))}
+    model = DocumentClassifier(encoder, classes, **settings.of_model())
+    insert_adapters(config.adapter, model)
+    return model, vocabulary, backward
 
 
 def most_trainable(task: Task) -> int:
-    """Parameters that learn in the stage in which most do."""
+    """Parameters that learn in the stage in which most do. Raises UserError as `Staging`."""
     assert task.stages is not None
-    groups = layer_groups(task.model, task.groups)
-    sizes = {group.name: group.size for group in groups}
-    return max(sum(sizes[name] for name in stage.rates) for stage in task.stages(groups))
+    staging = Staging(task.model, task.groups, task.stages, validates=True)
+    sizes = {group.name: group.size for group in staging.groups}
+    return max(sum(sizes[name] for name in stage.rates) for stage in staging.stages)
 
 
 def architecture(model: DocumentClassifier) -> str:

@@ -17,13 +17,14 @@ from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
+from glomo.training.close import Close, make_penalty, with_penalty
 from glomo.training.config import check_range, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
-from glomo.training.models import END, SIZES, load_language_weights, model_meta
+from glomo.training.models import END, LanguageWeights, load_language_weights, model_meta
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
-from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
+from glomo.training.texts import build_vocabulary, fingerprint, running_units, unlabelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 from glomo.transfer.vocabulary import overlap
@@ -95,6 +96,7 @@ class LanguageConfig:
     lstm: AWDLSTMConfig = field(default_factory=AWDLSTMConfig)
     tune: Tune = field(default_factory=Tune)
     train: TrainConfig = field(default_factory=TrainConfig)
+    close: Close = field(default_factory=Close)
 
 
 def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
@@ -104,7 +106,8 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     world = set_up(config.train)
     model, vocabulary = make_model(config, texts)
     if config.tune.init:
-        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, model, config.tune.init))
+        found = load_language_weights(config.tune.init)
+        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, found))
     units = running_units(texts, vocabulary, model.end)
     if held_texts:
         held = running_units(held_texts, vocabulary, model.end)
@@ -133,6 +136,9 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     task.meta = model_meta("language-model", model.config.to_dict(), vocabulary, to_dict(config))
     task.identity = {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)}
     task.groups = layer_patterns(model)
+    penalty = make_penalty(config.close, model, model, vocabulary, config.tune.init, config.train.seed)
+    if penalty is not None:
+        task.extras, task.loss = penalty, with_penalty(task.loss, penalty)
     if not config.tune.plain:
         task.stages = make_stages(config.tune, config.train, len(task.batches))
     if world.rank:
@@ -156,8 +162,7 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
     changes: dict[str, Any] = {"vocab_size": len(vocabulary)}
     if found:
         found.check(config.method.model, config.method.backward)
-        sizes = {name: found.model[name] for name in found.sizes}
-        changes |= {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
+        changes |= found.sizes
     if lstm:
         settings = dataclasses.replace(config.lstm, **changes).scaled(config.method.drop_mult)
         model: AnyLanguageModel = LSTMLanguageModel(settings)
@@ -176,22 +181,20 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
     return model, vocabulary
 
 
-def with_sizes(
-    transformer: TransformerConfig, lstm: AWDLSTMConfig, model: AnyLanguageModel, init: str
-) -> dict[str, Any]:
-    """The sections [model] and [lstm] with the sizes of the model, which is the one in ``init``.
+def with_sizes(transformer: TransformerConfig, lstm: AWDLSTMConfig, found: LanguageWeights) -> dict[str, Any]:
+    """The sections [model] and [lstm] with the sizes of the language model in tune.init.
 
     Raises UserError for a size in the recipe that is neither this one nor the default.
     """
-    architecture, section = ("lstm", "lstm") if isinstance(model, LSTMLanguageModel) else ("transformer", "model")
+    section = {"lstm": "lstm", "transformer": "model"}[found.architecture]
     given: TransformerConfig | AWDLSTMConfig = lstm if section == "lstm" else transformer
-    sizes = {name: getattr(model.config, name) for name in SIZES[architecture]}
+    sizes = found.sizes
     for name, size in sizes.items():
         said = getattr(given, name)
         if said not in (size, getattr(type(given)(), name)):
             raise UserError(
-                f"{section}.{name} is {said}, but {size} in the language model of {init}; leave it out, or choose "
-                "another tune.init"
+                f"{section}.{name} is {said}, but {size} in the language model of {found.path}; leave it out, or "
+                "choose another tune.init"
             )
     return {"model": transformer, "lstm": lstm, section: dataclasses.replace(given, **sizes)}
 
@@ -278,14 +281,6 @@ def load_texts(data: LanguageData) -> tuple[list[str], list[str]]:
         if "valid" in catalogue.find(data.dataset).splits:
             return texts, catalogue.load_texts(data.dataset, "valid")
     return texts, []
-
-
-def running_units(texts: Iterable[str], vocabulary: AnyVocabulary, end: int) -> Tensor:
-    """All texts in one row of units, with ``end`` before the first and behind each."""
-    units = [end]
-    for text in texts:
-        units += [*vocabulary.encode(text), end]
-    return torch.tensor(units, dtype=torch.int32)
 
 
 def windows(units: Tensor, starts: Iterable[int], length: int) -> tuple[Tensor, Tensor]:

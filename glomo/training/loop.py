@@ -34,6 +34,7 @@ from glomo.data import TokenBatches
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.averaging import AveragedSGD, weights_to_judge
+from glomo.training.close import penalties_in
 from glomo.training.distributed import World, join
 from glomo.training.progress import Progress
 from glomo.training.run_folder import RunFolder
@@ -87,6 +88,9 @@ class Task:
     """called with the step, counted from 1, before its batch is read; gives a factor of the step's rates"""
     carried: Carried | None = None
     """saved and restored with the rest"""
+    extras: nn.Module | None = None
+    """its buffers too (anchors of penalties, averages of weights); they are equal in all processes. What a penalty
+    anchors has no weight decay"""
 
 
 class Interrupted(Exception):
@@ -123,9 +127,13 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     if config.batch_tokens and not isinstance(task.batches, TokenBatches):
         raise UserError("train.batch_tokens is for sentence pairs; here train.batch_size says how much is in a batch")
     model = task.model.to(world.device)
+    if task.extras:
+        task.extras.to(world.device)
+        if config.shard:
+            raise UserError("train.shard divides the weights, which the penalties of [close] need whole")
     sharded = config.shard and world.shard(model)
     staging = Staging(model, task.groups, task.stages or _one_stage(config), bool(task.validate and config.eval_every))
-    optimizer = make_optimizer(staging.groups, config)
+    optimizer = make_optimizer(staging.groups, config, penalties_in(task.extras))
     start, best, plateau, row = 0, math.inf, {"scale": 1.0, "bad": 0}, {}
     losses: list[float] = []  # of all validations
     seconds_before = 0.0
@@ -149,6 +157,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{found.folder} does not fit the model of this run: {reason}") from None
+        if task.extras:
+            task.extras.load_state_dict(state["extras"])
         start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
         losses = state.get("losses", [])
         seconds_before = row["seconds"]
@@ -163,6 +173,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             state = {"step": step, "optimizer": moments, "best": best, "plateau": plateau, "row": row}
             state |= {"staging": staging.state, "losses": losses}
             state |= {"carried": world.rows(task.carried.state_dict()) if task.carried else {}}
+            state |= {"extras": task.extras.state_dict()} if task.extras else {}
             state |= {"identity": task.identity, "environment": _environment(world)}
             if folder:
                 target = folder.checkpoints / f"step-{step:06}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from glomo.errors import UserError
+from glomo.training.close import penalties_in
 from glomo.training.distributed import World
 from glomo.training.loop import Task, seed_step
 from glomo.training.staging import Staging
@@ -51,7 +52,7 @@ def find_rate(
     top = max(stage.rates.values()) or 1.0
     share = {name: rate / top for name, rate in stage.rates.items()}
     task.model.to(world.device)
-    optimizer = make_optimizer(staging.groups, config)
+    optimizer = make_optimizer(staging.groups, config, penalties_in(task.extras))
     generator = torch.Generator()
     rates, losses, smooth, mean = [], [], [], 0.0
     try:

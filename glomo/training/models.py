@@ -35,7 +35,7 @@ def graph_meta(model: GLoMoConfig, vocabulary: AnyVocabulary, config: dict[str, 
 
 @contextlib.contextmanager
 def model_in(
-    path: str | Path, kind: str, what: str, order: Sequence[str] = ("final", "best")
+    path: str | Path, kind: str | tuple[str, ...], what: str, order: Sequence[str] = ("final", "best")
 ) -> Iterator[tuple[checkpoint.Checkpoint, AnyVocabulary]]:
     """(checkpoint, vocabulary) of a checkpoint folder, or of the first one of ``order`` in a run folder.
 
@@ -47,7 +47,7 @@ def model_in(
     if inside and not (folder / checkpoint.META).exists():
         folder = inside[0]
     found = checkpoint.load(folder)
-    if found.meta.get("kind") != kind:
+    if found.meta.get("kind") not in ((kind,) if isinstance(kind, str) else kind):
         raise UserError(f"{folder} holds no {what} but a checkpoint of the kind {found.meta.get('kind')!r}")
     try:
         vocabulary = vocabulary_from_dict(found.meta["vocabulary"])
@@ -115,8 +115,10 @@ class LanguageWeights:
     """the [data] section that it was trained with"""
 
     @property
-    def sizes(self) -> tuple[str, ...]:
-        return SIZES[self.architecture]
+    def sizes(self) -> dict[str, Any]:
+        """The settings that its weights are made for."""
+        given = {name: self.model[name] for name in SIZES[self.architecture]}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
     def check(self, architecture: str, backward: bool) -> None:
         """Raises UserError unless it is of this kind and direction."""
@@ -139,12 +141,15 @@ class LanguageWeights:
 
 
 def load_language_weights(path: str | Path, order: Sequence[str] = ("best", "final")) -> LanguageWeights:
-    """The language model in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else ``final/``).
+    """The language model in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else ``final/``);
+    a document classifier's is the one that it was made of, as fine-tuning has left it.
 
-    Raises UserError as `model_in` does.
+    Raises UserError as `model_in` does, and for a language model that needs its adapters.
     """
-    with model_in(path, "language-model", "language model", order) as (found, vocabulary):
+    with model_in(path, ("language-model", "document-classifier"), "language model", order) as (found, vocabulary):
         config = found.meta["config"]
+        if found.meta["kind"] == "document-classifier":
+            return _of_classifier(str(path), found, vocabulary)
         method = config.get("method", {})
         return LanguageWeights(
             str(path),
@@ -155,3 +160,15 @@ def load_language_weights(path: str | Path, order: Sequence[str] = ("best", "fin
             found.weights,
             dict(config["data"]),
         )
+
+
+def _of_classifier(path: str, found: checkpoint.Checkpoint, vocabulary: AnyVocabulary) -> LanguageWeights:
+    kind = found.meta["config"].get("adapter", {}).get("kind", "none")
+    if kind != "none":
+        raise UserError(f"its language model has adapters (adapter.kind = {kind!r}) and is none without them")
+    prefix, model = "language_model.", dict(found.meta["model"])
+    model.pop("classes")
+    weights = {name.removeprefix(prefix): t for name, t in found.weights.items() if name.startswith(prefix)}
+    architecture, backward = str(found.meta["architecture"]), bool(found.meta["backward"])
+    data = {"length": found.meta["config"]["classifier"]["chunk"]}
+    return LanguageWeights(path, architecture, backward, model, vocabulary, weights, data)

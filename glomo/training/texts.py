@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from glomo.data import AnyVocabulary, Subwords, Vocabulary, read_labelled, read_texts
 from glomo.errors import UserError
 from glomo.training.config import check_range
@@ -35,6 +38,8 @@ class LabelledData:
     """the label's column"""
     labels: int = 0
     """labelled examples to train on, drawn anew for every seed; 0: all"""
+    test_dataset: str = ""
+    """a name from the catalogue whose test split is taken in place of its own: another domain's"""
 
     def __post_init__(self) -> None:
         check_range("data.labels", self.labels, 0)
@@ -69,7 +74,7 @@ def labelled(data: LabelledData) -> tuple[Labelled, Labelled]:
         return _recall_labelled("train"), _recall_labelled("test")
     from glomo.data.catalogue import load_labelled
 
-    return load_labelled(data.dataset, "train"), load_labelled(data.dataset, "test")
+    return load_labelled(data.dataset, "train"), load_labelled(data.test_dataset or data.dataset, "test")
 
 
 def sample(count: int, labels: int, seed: int) -> list[int]:
@@ -98,6 +103,14 @@ def build_vocabulary(texts: Sequence[str], data: VocabularySettings) -> AnyVocab
     if data.vocabulary == "subwords":
         return Subwords.train(texts, data.vocab_size)
     return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, "N" if data.digits else None)
+
+
+def running_units(texts: Iterable[str], vocabulary: AnyVocabulary, end: int) -> Tensor:
+    """All texts in one row of units, with ``end`` before the first and behind each."""
+    units = [end]
+    for text in texts:
+        units += [*vocabulary.encode(text), end]
+    return torch.tensor(units, dtype=torch.int32)
 
 
 def fingerprint(texts: Iterable[str]) -> str:

@@ -12,6 +12,8 @@ import torch
 from glomo.training.averaging import AveragedSGD
 from glomo.training.config import check_range
 from glomo.transfer import schedules
+from glomo.transfer.closeness import without_decay
+from glomo.transfer.closeness.anchors import AnchoredPenalty
 from glomo.transfer.groups import LayerGroup
 from glomo.transfer.rates import optimizer_groups
 from glomo.transfer.schedules import Factor
@@ -112,9 +114,12 @@ def schedule_of(config: TrainConfig) -> Factor:
     return functools.partial(schedules.constant, warmup_steps=config.warmup)
 
 
-def make_optimizer(groups: Sequence[LayerGroup], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD, with weight decay on matrices only, whose parameter groups have the layer groups' names."""
-    made = optimizer_groups(groups, config.lr, config.weight_decay)
+def make_optimizer(
+    groups: Sequence[LayerGroup], config: TrainConfig, penalties: Sequence[AnchoredPenalty] = ()
+) -> torch.optim.Optimizer:
+    """AdamW or SGD, with weight decay on matrices only and on nothing that is anchored, whose parameter groups have the
+    layer groups' names."""
+    made = without_decay(optimizer_groups(groups, config.lr, config.weight_decay), *penalties)
     if config.optimizer == "sgd":
         return torch.optim.SGD(made, lr=config.lr, momentum=config.momentum)
     if config.optimizer == "nt-asgd":

@@ -15,8 +15,10 @@ from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
+from glomo.training.adapted import Adapters, insert_adapters
 from glomo.training.document_classifier import DocumentClassifier
-from glomo.training.finetune import ClassifierConfig, figures_of, probabilities, units_of
+from glomo.training.documents import figures_of, probabilities, units_of
+from glomo.training.finetune import ClassifierConfig
 from glomo.training.models import model_in
 
 
@@ -94,6 +96,8 @@ def _load(path: str | Path) -> TrainedClassifier:
         else:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
         model = DocumentClassifier(encoder, len(classes), **ClassifierConfig(**config["classifier"]).of_model())
-        model.load_state_dict(found.weights)
+        insert_adapters(Adapters(**config.get("adapter", {})), model)
+        # a classifier of domains is of no use behind the training
+        model.load_state_dict({n: t for n, t in found.weights.items() if not n.startswith("adversary.")})
         length = int(config["data"]["length"])
         return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]))

@@ -115,10 +115,11 @@ def trainable_table(stage: Stage, groups: Sequence[LayerGroup]) -> str:
 
 
 def _set_modes(module: nn.Module, frozen: bool, all_off: bool) -> None:
-    parameters = list(module.parameters())
+    normalises = isinstance(module, nn.modules.batchnorm._NormBase)
+    parameters = list(module.parameters(recurse=not normalises))  # an adapter in it is not its own
     if parameters:
         frozen = not any(p.requires_grad for p in parameters)
-    if frozen and (all_off or isinstance(module, nn.modules.batchnorm._NormBase)):
+    if frozen and (all_off or normalises):
         module.training = False
     for child in module.children():
         _set_modes(child, frozen, all_off)

@@ -102,6 +102,20 @@ def test_the_same_call_goes_on(recipe, tmp_path, monkeypatch, capfd):
     assert compare(config, out) == results
 
 
+def test_runs_from_a_language_model_are_read_back(recipe, tmp_path, monkeypatch):
+    """A run folder records the sizes of the language model, which the recipe does not say."""
+    language = ["lm", "train", "lm-lstm-small", "--lstm.preset", "tiny", "--lstm.dim", "24", "--train.steps", "2"]
+    language += ["--data.text", str(HERE / "hamlet-act-1.txt"), "--train.threads", "1", "--train.progress", "0"]
+    assert main([*language, "--out", str(tmp_path / "lm")]) == 0
+    text = recipe.read_text().replace('[lstm]\npreset = "tiny"\n', "")
+    recipe.write_text(text.replace("[tune]\n", f'[tune]\ninit = "{tmp_path / "lm"}"\n'))
+    options = {"compare.labels": "0", "compare.seeds": "1", "compare.ways": "full"}
+    config = load_recipe(str(recipe), options, CompareConfig, "compare")
+    results = compare(config, tmp_path / "out")
+    monkeypatch.setattr("subprocess.Popen", None)
+    assert compare(config, tmp_path / "out") == results
+
+
 def test_options_with_the_numbers_of_the_run():
     (way,) = Ways(ways=("x: full --tune.init 'runs/{labels}-{seed}' --train.lr 1e-3",)).parsed()
     assert module._options(way, 50, 2)["tune.init"] == "runs/50-2"

@@ -22,6 +22,7 @@ def test_files_before_data_sets(tmp_path, monkeypatch):
     assert unlabelled((), ("x", "y"), "text") == ["x train", "y train"]
     assert labelled(LabelledData(b, b, "x", "body", "y")) == ([("three", "p")], [("three", "p")])
     assert labelled(LabelledData(dataset="x")) == ([("x train", "l")], [("x test", "l")])
+    assert labelled(LabelledData(dataset="x", test_dataset="y")) == ([("x train", "l")], [("y test", "l")])
     with pytest.raises(UserError, match="names no text"):
         unlabelled((), (), "text")
 

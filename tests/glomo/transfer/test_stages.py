@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 from support_transfer import copy_of, moved, net_and_groups, step
+from torch import nn
 
-from glomo.transfer import Stage, optimizer_groups, trainable_table
+from glomo.transfer import Stage, layer_groups, optimizer_groups, trainable_table
 from glomo.transfer.schedules import linear
+from glomo.transfer.structure import add, bottleneck
 
 OF_HEAD = {"head.weight", "head.bias"}
 
@@ -106,3 +108,14 @@ def test_the_table():
     assert table.splitlines()[0] == "stage top: 15 of 99 parameters learn"
     assert table.splitlines()[1].split() == ["embedding", "28", "frozen"]
     assert table.splitlines()[4].split() == ["head", "15", "rate", "0.5"]
+
+
+def test_an_adapter_in_a_frozen_batchnorm_leaves_it_frozen():
+    norm = nn.BatchNorm1d(4).requires_grad_(False)
+    add(norm, "", bottleneck(2, width=4))
+    net = nn.Sequential(nn.Linear(4, 4), norm)
+    groups = layer_groups(net, ["0", "1"])
+    stage = Stage("all", 1, {group.name: 1.0 for group in groups})
+    stage.set_modes(net)
+    assert not norm.training
+    assert norm.adapter.training

@@ -1,0 +1,115 @@
+"""The [close] section of a recipe: a penalty that keeps weights near those of tune.init."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from glomo.data import AnyVocabulary
+from glomo.errors import UserError
+from glomo.nn.awd_lstm import LSTMLanguageModel
+from glomo.nn.embedded import PAD
+from glomo.nn.transformer import LanguageModel
+from glomo.training.config import check_range
+from glomo.training.texts import running_units, unlabelled
+from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, diagonal_fisher
+from glomo.transfer.closeness.anchors import AnchoredPenalty
+
+Loss = Callable[[list[int], torch.Generator], tuple[Tensor, int, int]]
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Close:
+    """The [close] section. Raises UserError for values out of range."""
+
+    method: Literal["none", "l2-sp", "parameters", "ewc"] = "none"
+    """none; l2-sp, on weights; parameters, on all parameters of the language model; ewc, on those that its old texts
+    depend on"""
+    strength: float = 0.1
+    """alpha of l2-sp, lambda of the others"""
+    beta: float = 0.01
+    """of l2-sp: strength on weights that tune.init lacks, towards zero"""
+    text: tuple[str, ...] = ()
+    """of ewc: files of the old texts, with commas between"""
+    dataset: str = ""
+    """of ewc: or their name in the catalogue"""
+    samples: int = 200
+    """of ewc: pieces of the old texts that its Fisher information is taken of"""
+    length: int = 70
+    """of ewc: units in a piece"""
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "beta"):
+            check_range(f"close.{name}", getattr(self, name), 0)
+        for name in ("samples", "length"):
+            check_range(f"close.{name}", getattr(self, name), 1)
+
+
+def make_penalty(
+    close: Close,
+    model: nn.Module,
+    language_model: LSTMLanguageModel | LanguageModel,
+    vocabulary: AnyVocabulary,
+    init: str,
+    seed: int,
+) -> AnchoredPenalty | None:
+    """The penalty that a recipe asks for, on a model that has the weights of ``init`` in its language model (or is it).
+
+    Raises UserError without ``init``, and for ewc without old texts.
+    """
+    if close.method == "none":
+        return None
+    if not init:
+        raise UserError(f"close.method is {close.method!r}, which keeps weights near those of tune.init; that is empty")
+    if close.method == "parameters":
+        return ConservativeParameters(language_model, close.strength)
+    if close.method == "l2-sp":
+        old = {id(p) for p in language_model.parameters()}
+        source = {name: p for name, p in model.named_parameters() if id(p) in old}
+        return L2SP(model, source, close.strength, close.beta)
+    if not (close.text or close.dataset):
+        raise UserError("close.method is 'ewc', which needs the old texts: close.text or close.dataset")
+    texts = unlabelled(close.text, (close.dataset,) if close.dataset else (), "text")
+    penalty = EWC(language_model, close.strength)
+    generator = torch.Generator().manual_seed(seed)
+    pieces = list(_pieces(texts, vocabulary, language_model.end, close))
+    penalty.consolidate(diagonal_fisher(language_model, pieces, "sample", generator, _logits, PAD))
+    return penalty
+
+
+def with_penalty(loss: Loss, penalty: AnchoredPenalty) -> Loss:
+    """A task's loss with the penalty on top: of each process's share, whose weights sum to 1."""
+
+    def penalised(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
+        value, terms, units = loss(indices, generator)
+        return value + penalty(), terms, units
+
+    return penalised
+
+
+def penalties_in(extras: nn.Module | None) -> list[AnchoredPenalty]:
+    """The penalties among what a run keeps besides its model."""
+    return [m for m in extras.modules() if isinstance(m, AnchoredPenalty)] if extras else []
+
+
+def _pieces(texts: list[str], vocabulary: AnyVocabulary, end: int, close: Close) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what is read, what follows), from places all over the texts."""
+    units = running_units(texts, vocabulary, end)
+    length = min(close.length, len(units) - 1)
+    room = len(units) - 1 - length
+    starts = [room * n // max(1, close.samples - 1) for n in range(close.samples if room else 1)]
+    for first in range(0, len(starts), BATCH):
+        rows = torch.stack([units[start : start + length + 1] for start in starts[first : first + BATCH]]).long()
+        yield rows[:, :-1], rows[:, 1:]
+
+
+def _logits(model: nn.Module, units: Tensor) -> Tensor:
+    if isinstance(model, LSTMLanguageModel):
+        return model.logits(model.encoder(units).raw)
+    assert isinstance(model, LanguageModel)
+    return model.logits(model.hidden(units))

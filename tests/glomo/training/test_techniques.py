@@ -1,0 +1,339 @@
+"""Adapters, penalties and teachers in `glomo finetune` and `glomo lm train`: what they move, what is kept over a death,
+and what is refused."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from glomo.errors import UserError
+from glomo.nn.awd_lstm import AWDLSTMConfig
+from glomo.nn.transformer_config import TransformerConfig
+from glomo.training import checkpoint, loop, unlabelled
+from glomo.training.adapted import Adapters
+from glomo.training.close import Close, make_penalty
+from glomo.training.distil import Distil
+from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
+from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
+from glomo.training.language_model import language_model, load_language_model
+from glomo.training.models import load_language_weights
+from glomo.training.train_config import TrainConfig, make_optimizer
+from glomo.training.trained_classifier import load_classifier
+from glomo.training.tune import Tune
+from glomo.training.unlabelled import Unlabelled
+from glomo.transfer import layer_groups
+
+HERE = Path(__file__).parents[2] / "data"
+HAMLET = str(HERE / "hamlet-act-1.txt")
+TRAIN = TrainConfig(steps=8, batch_size=16, lr=1e-2, eval_every=4, checkpoint_every=3, progress=0, threads=1)
+DATA = FinetuneData(str(HERE / "speeches-train.csv"), str(HERE / "speeches-test.csv"), length=20)
+TRANSFORMER = TransformerConfig.preset("tiny", dim=16, ff=32, heads=2, max_length=48, norm="pre")
+LSTM = AWDLSTMConfig.preset("tiny", dim=16, hidden=16)
+TEXT = LanguageData((HAMLET,), vocabulary="words", vocab_size=400, length=24)
+EWC = Close("ewc", strength=100.0, text=(HAMLET,), samples=5, length=9)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_waiting_for_the_disk():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory):
+    found = {}
+    for kind in ("lstm", "transformer"):
+        out = tmp_path_factory.mktemp("lm") / kind
+        train = replace(TRAIN, steps=3, eval_every=0)
+        train_language_model(LanguageConfig(TEXT, LanguageMethod(kind), TRANSFORMER, LSTM, train=train), out)
+        found[kind] = str(out)
+    return found
+
+
+def config(init, train=TRAIN, **sections):
+    classifier = ClassifierConfig(hidden=8, chunk=12, window=2)
+    tune = sections.pop("tune", Tune(init))
+    return FinetuneConfig(DATA, classifier, TRANSFORMER, replace(LSTM, dim=400, hidden=1150), tune, train, **sections)
+
+
+def weights(path):
+    return checkpoint.load(Path(path) / "final").weights
+
+
+def rows_of(out):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("tune", [{}, {"method": "gradual-unfreeze", "stage_steps": 1}], ids=["full", "gradual"])
+@pytest.mark.parametrize("kind", ["bottleneck", "parallel", "lora"])
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_adapters_learn_and_the_rest_stays(tmp_path, language_models, architecture, kind, tune):
+    init = language_models[architecture]
+    results = finetune(config(init, tune=Tune(init, **tune), adapter=Adapters(kind, size=3, r=2)), tmp_path)
+    before, after = load_language_weights(init).weights, weights(tmp_path)
+    adapters = {name: value for name, value in after.items() if ".adapter." in name}
+    assert adapters
+    for name, value in before.items():
+        moves = "norm" in name and kind != "lora"
+        assert torch.equal(after[f"language_model.{name}"], value) or moves, name
+    norms = sum(v.numel() for n, v in before.items() if "norm" in n and kind != "lora")
+    head = sum(v.numel() for n, v in after.items() if n.startswith("head") and "running" not in n and v.dim())
+    assert results["trainable"] == sum(v.numel() for v in adapters.values()) + norms + head
+    loaded = load_classifier(tmp_path)
+    assert loaded.probabilities(["To be, or not to be"]).sum().item() == pytest.approx(1.0)
+    figures = loaded.evaluate([("To be", loaded.classes[0])])
+    assert figures["examples"] == 1
+
+
+@pytest.mark.parametrize(
+    "close", [Close("l2-sp", 1e3), Close("parameters", 1e3), replace(EWC, strength=1e5)], ids=lambda c: c.method
+)
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_penalties_keep_the_weights_near(tmp_path, language_models, architecture, close):
+    init = language_models[architecture]
+    far, near = finetune(config(init), tmp_path / "far"), finetune(config(init, close=close), tmp_path / "near")
+    before = load_language_weights(init)
+    fisher = dict.fromkeys(before.weights, torch.ones(()))
+    if close.method == "ewc":  # which lets go what the old text does not depend on
+        model = language_model(before)
+        penalty = make_penalty(close, model, model, before.vocabulary, init, 0)
+        fisher = {name: penalty.fisher.get_buffer(name) for name in penalty.names}
+
+    def distance(path):
+        after = weights(path)
+        moved = {name: after[f"language_model.{name}"] - before.weights[name] for name in fisher}
+        return sum((fisher[name] * moved[name].square()).sum().item() for name in fisher)
+
+    assert distance(tmp_path / "near") < 0.7 * distance(tmp_path / "far")
+    assert far["parameters"] == near["parameters"]  # a penalty's anchors are not the model's
+
+
+def test_the_fisher_information_is_that_of_the_old_text(language_models):
+    """Units that the old text does not have are free to move."""
+    from glomo.training.finetune import make_classifier
+
+    init = language_models["lstm"]
+    model, vocabulary, _ = make_classifier(config(init), 2, [])
+    penalty = make_penalty(EWC, model, model.language_model, vocabulary, init, 0)
+    fisher = penalty.fisher.get_buffer("encoder.embedding.weight")
+    assert penalty().item() == 0.0
+    assert (fisher >= 0).all()
+    assert float(fisher.sum()) > 0
+    with torch.no_grad():
+        model.language_model.encoder.embedding.weight += 0.1
+    assert penalty().item() == pytest.approx(50.0 * 0.01 * float(fisher.sum()), rel=1e-4)
+
+
+def test_what_is_anchored_has_no_weight_decay(language_models):
+    from glomo.training.finetune import make_classifier
+
+    init = language_models["lstm"]
+    model, vocabulary, _ = make_classifier(config(init), 2, [])
+    penalty = make_penalty(Close("parameters"), model, model.language_model, vocabulary, init, 0)
+    groups = layer_groups(model, {"language": "language_model", "head": "head"})
+    optimizer = make_optimizer(groups, replace(TRAIN, weight_decay=0.1), [penalty])
+    decays = {group["name"]: set() for group in optimizer.param_groups}
+    for group in optimizer.param_groups:
+        decays[group["name"]].add(group["weight_decay"])
+    assert decays == {"language": {0.0}, "head": {0.0, 0.1}}
+
+
+class Death(Exception):
+    pass
+
+
+def dying_at(monkeypatch, step):
+    seen = []
+
+    def seed(*arguments):
+        seen.append(arguments)
+        if len(seen) == step:
+            raise Death
+        return before(*arguments)
+
+    before = loop.seed_step
+    monkeypatch.setattr(loop, "seed_step", seed)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, language_models):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    finetune(config(language_models["transformer"]), out)
+    return str(out)
+
+
+@pytest.mark.parametrize(
+    "technique", ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain"]
+)
+def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
+    """The second call begins with other anchors and another teacher: those of the first count."""
+    init = language_models["lstm"]
+    sections = {
+        "bottleneck": {"adapter": Adapters("bottleneck", size=3)},
+        "lora": {"adapter": Adapters("lora", r=2)},
+        "l2-sp": {"close": Close("l2-sp")},
+        "ewc": {"close": EWC},
+        "distil": {"distil": Distil((teacher,), alpha=0.7)},
+        "consistency": {"unlabelled": Unlabelled("consistency", (HAMLET,), temperature=0.8, tsa="log")},
+        "mean-teacher": {"unlabelled": Unlabelled("mean-teacher", (HAMLET,), decay=0.5)},
+        "domain": {"unlabelled": Unlabelled("domain", (HAMLET,), batch_size=5, hidden=4)},
+    }[technique]
+    made = config(init, **sections)
+    finetune(made, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        dying_at(patch, 6)
+        with pytest.raises(Death):
+            finetune(made, tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr("glomo.transfer.closeness.EWC.consolidate", lambda self, fisher: None)
+        patch.setattr(
+            "glomo.training.trained_classifier.TrainedClassifier.probabilities",
+            lambda self, texts, device="cpu": torch.full((len(texts), len(self.classes)), 1 / len(self.classes)),
+        )
+        finetune(made, tmp_path / "killed")
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
+    assert all(torch.equal(v, weights(tmp_path / "whole")[n]) for n, v in weights(tmp_path / "killed").items())
+
+
+def test_a_student_learns_from_the_teacher_alone(tmp_path, language_models, teacher):
+    """With alpha 1 the labels do not count: the first loss is the divergence from what the teacher says."""
+    made = config("", replace(TRAIN, steps=1), tune=Tune(), distil=Distil((teacher,), alpha=1.0, temperature=1.0))
+    finetune(replace(made, lstm=LSTM), tmp_path / "student")
+    plain = config("", replace(TRAIN, steps=1), tune=Tune())
+    finetune(replace(plain, lstm=LSTM), tmp_path / "plain")
+    student, alone = (rows_of(tmp_path / name)[0]["loss"] for name in ("student", "plain"))
+    assert 0 < student < alone
+
+
+def test_a_language_model_stays_close(tmp_path, language_models):
+    """Sequential adaptation with EWC: the old text's perplexity rises less."""
+    path = tmp_path / "new.txt"
+    path.write_text("\n".join(["the king is dead and the queen is dead"] * 40))
+    init = language_models["lstm"]
+    before = load_language_weights(init).weights
+    moved = {}
+    for name, close in {"none": Close(), "ewc": replace(EWC, strength=1e4), "l2-sp": Close("l2-sp", 1e3)}.items():
+        data = replace(TEXT, text=(str(path),), vocabulary="init")
+        made = LanguageConfig(data, LanguageMethod("lstm"), lstm=LSTM, tune=Tune(init), train=TRAIN, close=close)
+        train_language_model(made, tmp_path / name)
+        moved[name] = sum(
+            (v - before[n]).square().sum().item() for n, v in load_language_weights(tmp_path / name).weights.items()
+        )
+    assert max(moved["ewc"], moved["l2-sp"]) < 0.7 * moved["none"]
+
+
+class Spy:
+    """Calls through, and keeps what was given."""
+
+    def __init__(self, function):
+        self.function, self.given = function, []
+
+    def __call__(self, *arguments, **options):
+        self.given.append((arguments, options))
+        return self.function(*arguments, **options)
+
+
+def test_the_mean_teacher_follows_the_weights(tmp_path, monkeypatch, language_models):
+    """Before step t its weights are the mean that decay and warm-up make of those after steps 0 to t - 1."""
+    seen = []
+
+    class Kept(unlabelled.ExponentialAverage):
+        def update_parameters(self, model):
+            seen.append(model.head[2].weight.detach().clone())
+            super().update_parameters(model)
+            seen[-1] = seen[-1], self.module.head[2].weight.detach().clone()
+
+    monkeypatch.setattr(unlabelled, "ExponentialAverage", Kept)
+    section = Unlabelled("mean-teacher", (HAMLET,), decay=0.6)
+    finetune(config(language_models["lstm"], replace(TRAIN, steps=4), unlabelled=section), tmp_path)
+    assert len(seen) == 3
+    for count, ((_, before), (now, mean)) in enumerate(pairwise(seen), 2):
+        decay = min(0.6, 1 - 1 / (count + 1))
+        torch.testing.assert_close(mean, decay * before + (1 - decay) * now)
+
+
+def test_masked_units_against_whole_ones(tmp_path, monkeypatch, language_models):
+    spy = Spy(unlabelled.consistency_loss)
+    monkeypatch.setattr(unlabelled, "consistency_loss", spy)
+    section = Unlabelled("consistency", (HAMLET,), batch_size=7, mask=1.0, temperature=0.5, confidence=0.3)
+    finetune(config(language_models["lstm"], replace(TRAIN, steps=2), unlabelled=section), tmp_path)
+    (clean, said), options = spy.given[0]
+    assert clean.shape == said.shape == (7, 2)
+    assert not clean.requires_grad
+    assert said.requires_grad
+    assert options == {"temperature": 0.5, "confidence": 0.3}
+
+
+def test_the_classifier_of_domains(tmp_path, language_models):
+    """It learns with the rest, its weight is the schedule's, and what is loaded is without it."""
+    section = Unlabelled("domain", (HAMLET,), hidden=4)
+    results = finetune(config(language_models["lstm"], unlabelled=section), tmp_path / "with")
+    plain = finetune(config(language_models["lstm"]), tmp_path / "without")
+    after = weights(tmp_path / "with")
+    assert after["adversary.reversal.step"] == TRAIN.steps - 1
+    assert results["trainable"] == plain["trainable"] + 48 * 4 + 4 + 4 * 2 + 2
+    loaded = load_classifier(tmp_path / "with")
+    assert loaded.probabilities(["To be"]).shape == (1, 2)
+    assert rows_of(tmp_path / "with")[0]["loss"] > rows_of(tmp_path / "without")[0]["loss"] + 0.3  # about ln 2
+
+
+def test_from_task_to_task(tmp_path, language_models, teacher):
+    """Sequential adaptation: the second task begins with the language model that the first has left."""
+    finetune(config(teacher, replace(TRAIN, steps=1, lr=0.0)), tmp_path / "second")
+    before, after = checkpoint.load(Path(teacher) / "best").weights, weights(tmp_path / "second")
+    assert all(torch.equal(after[n], v) for n, v in before.items() if n.startswith("language_model."))
+    assert not torch.equal(after["head.2.weight"], before["head.2.weight"])
+    found = load_language_model(teacher).perplexity(["To be, or not to be"])
+    assert found["perplexity"] > 1
+    finetune(config(language_models["lstm"], adapter=Adapters("lora")), tmp_path / "adapted")
+    with pytest.raises(UserError, match=r"has adapters \(adapter.kind = 'lora'\)"):
+        load_language_weights(tmp_path / "adapted")
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"close": Close("l2-sp"), "tune": Tune()}, "near those of tune.init; that is empty"),
+        ({"close": Close("ewc")}, "needs the old texts: close.text or close.dataset"),
+        ({"unlabelled": Unlabelled("domain")}, "needs texts: unlabelled.text or unlabelled.dataset"),
+        (
+            {"unlabelled": Unlabelled("domain", (HAMLET,), tsa="log"), "distil": Distil(("x",))},
+            "unlabelled.tsa anneals the labels' loss",
+        ),
+        ({"adapter": Adapters("lora", where="nothing")}, "adapter.kind is 'lora': where is 'nothing', and no module"),
+        (
+            {"adapter": Adapters("parallel", where=r"encoder\.embedding")},
+            "reads ids; a parallel adapter needs features",
+        ),
+    ],
+)
+def test_mistakes(tmp_path, language_models, sections, sentence):
+    with pytest.raises(UserError, match=sentence):
+        finetune(config(language_models["lstm"], **sections), tmp_path)
+
+
+def test_more_mistakes(tmp_path, language_models, teacher):
+    init = language_models["lstm"]
+    for made, sentence in (
+        (lambda: Adapters("lora", r=0), "adapter.r is 0"),
+        (lambda: Close("l2-sp", strength=-1), "close.strength is -1"),
+        (lambda: Distil(alpha=2), "distil.alpha is 2"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            made()
+    sharded = config(init, replace(TRAIN, shard=True), close=Close("l2-sp"))
+    with pytest.raises(UserError, match=r"train\.shard"):
+        finetune(sharded, tmp_path / "a")
+    smoothed = replace(config(init, distil=Distil((teacher,))), classifier=ClassifierConfig(smoothing=0.1))
+    with pytest.raises(UserError, match=r"set classifier\.smoothing = 0"):
+        finetune(smoothed, tmp_path / "b")
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + "\n".join(f"word {n},{n % 3}" for n in range(30)))
+    strange = replace(config(init, distil=Distil((teacher,))), data=FinetuneData(str(other), str(other)))
+    with pytest.raises(UserError, match=r"the classes 0, 1, 2, but distil\.teachers know"):
+        finetune(strange, tmp_path / "c")
