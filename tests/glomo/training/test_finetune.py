@@ -228,9 +228,9 @@ def test_a_changed_recipe_names_the_key_and_loses_nothing(tmp_path, language_mod
 
 
 def test_a_model_that_is_no_language_model(tmp_path, language_models, capsys):
-    finetune(config(language_models["lstm"]), tmp_path / "classifier")
-    with pytest.raises(UserError, match="holds no language model but a checkpoint of the kind 'document-classifier'"):
-        finetune(config(str(tmp_path / "classifier")), tmp_path / "again")
+    checkpoint.save(tmp_path / "graph", {"x": torch.zeros(1)}, None, {"kind": "graph"})
+    with pytest.raises(UserError, match="holds no language model but a checkpoint of the kind 'graph'"):
+        finetune(config(str(tmp_path / "graph")), tmp_path / "again")
     with pytest.raises(UserError, match="holds no document classifier"):
         load_classifier(language_models["lstm"])
     assert main(["finetune", "no-such-recipe"]) == 2
