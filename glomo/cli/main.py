@@ -16,6 +16,7 @@ COMMANDS = {
     "lm": "train a causal language model; its perplexity; text from it",
     "finetune": "train a classifier on a language model",
     "compare": "several ways of fine-tuning beside each other: error, seconds, memory",
+    "probe": "what each layer of a trained model tells, beside control tasks",
     "translate": "train a translator on sentence pairs; use it; judge it",
     "plot": "draw the graph over a sentence",
     "demo": "all of it on real text in three minutes",
