@@ -15,9 +15,11 @@ from glomo.nn.awd_lstm import LSTMLanguageModel
 from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
 from glomo.training.config import check_range
+from glomo.training.models import load_language_weights
 from glomo.training.texts import running_units, unlabelled
 from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, diagonal_fisher
 from glomo.transfer.closeness.anchors import AnchoredPenalty
+from glomo.transfer.structure.insertion import adapters
 
 Loss = Callable[[list[int], torch.Generator], tuple[Tensor, int, int]]
 BATCH = 16
@@ -31,7 +33,7 @@ class Close:
     """none; l2-sp, on weights; parameters, on all parameters of the language model; ewc, on those that its old texts
     depend on"""
     strength: float = 0.1
-    """alpha of l2-sp, lambda of the others"""
+    """alpha of l2-sp, lambda of the others; rows of units that are new to tune.init are held at its mean row"""
     beta: float = 0.01
     """of l2-sp: strength on weights that tune.init lacks, towards zero"""
     text: tuple[str, ...] = ()
@@ -57,15 +59,22 @@ def make_penalty(
     vocabulary: AnyVocabulary,
     init: str,
     seed: int,
+    backward: bool = False,
 ) -> AnchoredPenalty | None:
     """The penalty that a recipe asks for, on a model that has the weights of ``init`` in its language model (or is it).
 
-    Raises UserError without ``init``, and for ewc without old texts.
+    Raises UserError without ``init``, with adapters (then the old weights stay as they are anyway), and for ewc without
+    old texts or with another vocabulary than that of ``init``.
     """
     if close.method == "none":
         return None
     if not init:
         raise UserError(f"close.method is {close.method!r}, which keeps weights near those of tune.init; that is empty")
+    if adapters(model):
+        raise UserError(
+            f"close.method is {close.method!r}, but with adapter.kind the weights of tune.init stay as they are; give "
+            "one of them"
+        )
     if close.method == "parameters":
         return ConservativeParameters(language_model, close.strength)
     if close.method == "l2-sp":
@@ -74,10 +83,16 @@ def make_penalty(
         return L2SP(model, source, close.strength, close.beta)
     if not (close.text or close.dataset):
         raise UserError("close.method is 'ewc', which needs the old texts: close.text or close.dataset")
+    before = load_language_weights(init).vocabulary
+    if before.fingerprint != vocabulary.fingerprint:
+        raise UserError(
+            f"close.method is 'ewc', which needs the vocabulary of {init} ({len(before)} units), and this one has "
+            f"{len(vocabulary)}; give --data.vocabulary init"
+        )
     texts = unlabelled(close.text, (close.dataset,) if close.dataset else (), "text")
     penalty = EWC(language_model, close.strength)
     generator = torch.Generator().manual_seed(seed)
-    pieces = list(_pieces(texts, vocabulary, language_model.end, close))
+    pieces = list(_pieces(texts, vocabulary, language_model, close, backward))
     penalty.consolidate(diagonal_fisher(language_model, pieces, "sample", generator, _logits, PAD))
     return penalty
 
@@ -97,10 +112,20 @@ def penalties_in(extras: nn.Module | None) -> list[AnchoredPenalty]:
     return [m for m in extras.modules() if isinstance(m, AnchoredPenalty)] if extras else []
 
 
-def _pieces(texts: list[str], vocabulary: AnyVocabulary, end: int, close: Close) -> Iterator[tuple[Tensor, Tensor]]:
-    """(what is read, what follows), from places all over the texts."""
-    units = running_units(texts, vocabulary, end)
+def _pieces(
+    texts: list[str],
+    vocabulary: AnyVocabulary,
+    model: LSTMLanguageModel | LanguageModel,
+    close: Close,
+    backward: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(what is read, what follows), from places all over the texts, in the model's direction."""
+    units = running_units(texts, vocabulary, model.end)
+    if backward:
+        units = units.flip(0)
     length = min(close.length, len(units) - 1)
+    if isinstance(model, LanguageModel):
+        length = min(length, model.config.max_length)
     room = len(units) - 1 - length
     starts = [room * n // max(1, close.samples - 1) for n in range(close.samples if room else 1)]
     for first in range(0, len(starts), BATCH):

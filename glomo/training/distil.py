@@ -37,7 +37,7 @@ class Teachers(nn.Module):
 
     said: Tensor
 
-    def __init__(self, settings: Distil, texts: Sequence[str], classes: Sequence[str]) -> None:
+    def __init__(self, settings: Distil, texts: Sequence[str], classes: Sequence[str], device: torch.device) -> None:
         from glomo.training.trained_classifier import load_classifier  # which is made of what is trained here
 
         super().__init__()
@@ -47,7 +47,7 @@ class Teachers(nn.Module):
             raise UserError(
                 f"the task has the classes {', '.join(classes)}, but distil.teachers know {', '.join(found.classes)}"
             )
-        said = torch.stack([one.probabilities(texts) for one in found.members])
+        said = torch.stack([one.probabilities(texts, device) for one in found.members])
         self.register_buffer("said", said.clamp(min=torch.finfo(said.dtype).tiny).log())
 
     def loss(self, logits: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:

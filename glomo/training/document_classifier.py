@@ -104,6 +104,11 @@ class DocumentClassifier(nn.Module):
 
     def read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> Read:
         """What a batch comes to, for losses of one's own."""
+        features, extra = self.pooled(units, lengths, auxiliary)
+        return Read(features, self.head(features), extra)
+
+    def pooled(self, units: Tensor, lengths: Tensor, auxiliary: float = 0.0) -> tuple[Tensor, Tensor]:
+        """The first and the last of `Read`, without the head."""
         model, latest = self.language_model, list[Any]()
         extra = units.new_zeros((), dtype=torch.float32)
         sums: list[Tensor] = []  # an LSTM's penalties, of each document
@@ -135,7 +140,7 @@ class DocumentClassifier(nn.Module):
             size, places, change, pairs = sums
             alpha, beta = model.config.activation_reg, model.config.temporal_reg
             extra = extra + (alpha * size / places.clamp(min=1) + beta * change / pairs.clamp(min=1)).mean()
-        return Read(pooled, self.head(pooled), extra)
+        return pooled, extra
 
     def _nats(self, features: Tensor, chunk: Chunk, units: Tensor, lengths: Tensor, shares: Tensor) -> Tensor:
         """The sum over the chunk of the nats of what follows each unit, the next one or the end, times the document's

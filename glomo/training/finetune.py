@@ -101,7 +101,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a classifier for `load_classifier`, and ``out/results.json`` what is
     returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes.
 
-    With several processes BatchNorm takes its statistics of each one's share of the batch; all else is as with one.
+    With several processes BatchNorm takes its statistics of each one's share of the batch, and [unlabelled] its means;
+    all else is as with one.
 
     Raises UserError for mistakes in the recipe and in the data.
     """
@@ -177,8 +178,10 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
     weight = config.classifier.auxiliary
     taught = [train_set[i][0] for i in chosen] if config.distil.teachers else []
-    teachers = Teachers(config.distil, taught, classes) if taught else None
-    penalty = make_penalty(config.close, model, model.language_model, vocabulary, config.tune.init, config.train.seed)
+    teachers = Teachers(config.distil, taught, classes, world.device) if taught else None
+    model.to(world.device)
+    of = (config.tune.init, config.train.seed, backward)
+    penalty = make_penalty(config.close, model, model.language_model, vocabulary, *of)
 
     stream = None
     if config.unlabelled.method != "none":
@@ -219,6 +222,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
     if penalty is not None:
         task.loss = with_penalty(loss, penalty)
+    if stream is not None:
+        task.identity["unlabelled"] = stream.fingerprint
     kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))

@@ -136,7 +136,9 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     task.meta = model_meta("language-model", model.config.to_dict(), vocabulary, to_dict(config))
     task.identity = {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)}
     task.groups = layer_patterns(model)
-    penalty = make_penalty(config.close, model, model, vocabulary, config.tune.init, config.train.seed)
+    model.to(world.device)
+    of = (config.tune.init, config.train.seed, config.method.backward)
+    penalty = make_penalty(config.close, model, model, vocabulary, *of)
     if penalty is not None:
         task.extras, task.loss = penalty, with_penalty(task.loss, penalty)
     if not config.tune.plain:

@@ -129,7 +129,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     model = task.model.to(world.device)
     if task.extras:
         task.extras.to(world.device)
-        if config.shard:
+        if config.shard and world.size > 1:
             raise UserError("train.shard divides the weights, which the penalties of [close] need whole")
     sharded = config.shard and world.shard(model)
     staging = Staging(model, task.groups, task.stages or _one_stage(config), bool(task.validate and config.eval_every))
@@ -150,6 +150,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         try:
             world.load(model, found.weights)
             world.load_optimizer(optimizer, state["optimizer"])
+            if task.extras:
+                task.extras.load_state_dict(state.get("extras", {}))
             if task.carried:
                 task.carried.load_state_dict(
                     {name: t[world.rank :: world.size] for name, t in state["carried"].items()}
@@ -157,8 +159,6 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{found.folder} does not fit the model of this run: {reason}") from None
-        if task.extras:
-            task.extras.load_state_dict(state["extras"])
         start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
         losses = state.get("losses", [])
         seconds_before = row["seconds"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from glomo.errors import UserError
 from glomo.training.close import penalties_in
@@ -52,6 +53,8 @@ def find_rate(
     top = max(stage.rates.values()) or 1.0
     share = {name: rate / top for name, rate in stage.rates.items()}
     task.model.to(world.device)
+    extras = task.extras.to(world.device) if task.extras else nn.Module()
+    kept = copy.deepcopy(extras.state_dict())
     optimizer = make_optimizer(staging.groups, config, penalties_in(task.extras))
     generator = torch.Generator()
     rates, losses, smooth, mean = [], [], [], 0.0
@@ -80,6 +83,7 @@ def find_rate(
             optimizer.step()
     finally:
         task.model.load_state_dict(weights)
+        extras.load_state_dict(kept)
         for parameter, value in learns.items():
             parameter.requires_grad_(value).grad = None
         for module, mode in training.items():

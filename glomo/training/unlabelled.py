@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +17,16 @@ from glomo.training.config import check_range
 from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import Documents, units_of
-from glomo.training.texts import unlabelled
+from glomo.training.texts import fingerprint, unlabelled
 from glomo.transfer.domains import DomainAdversary
-from glomo.transfer.signal import ExponentialAverage, consistency_loss, mask_units, tsa_loss, tsa_threshold
+from glomo.transfer.signal import (
+    ExponentialAverage,
+    consistency_loss,
+    consistency_ramp,
+    mask_units,
+    tsa_loss,
+    tsa_threshold,
+)
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,8 @@ class Unlabelled:
 
     method: Literal["none", "consistency", "mean-teacher", "domain"] = "none"
     """none; consistency: what is said of a text with masked units is to be what is said of the whole; mean-teacher: the
-    same with the mean of the weights so far as the one who says it; domain: features that do not tell these texts from
-    the labelled ones (DANN)"""
+    same with the mean of the weights so far as the one who says it (the model itself is validated and kept); domain:
+    features that do not tell these texts from the labelled ones (DANN)"""
     text: tuple[str, ...] = ()
     """your own files (.txt .csv .tsv .jsonl), with commas between; when given, unlabelled.dataset is not read"""
     dataset: str = ""
@@ -44,6 +53,8 @@ class Unlabelled:
     """of consistency and mean-teacher: below 1 the target is sharpened"""
     confidence: float = 0.0
     """of consistency and mean-teacher: texts whose most probable class is less so do not count"""
+    ramp: int = 0
+    """of consistency and mean-teacher: steps over which the weight rises from nearly nothing"""
     decay: float = 0.99
     """of mean-teacher: share of the old mean in the new one, at each step"""
     tsa: Literal["none", "linear", "exp", "log"] = "none"
@@ -52,7 +63,9 @@ class Unlabelled:
     """of domain: width of the classifier of domains"""
 
     def __post_init__(self) -> None:
-        for name in ("weight", "batch_size"):
+        if self.tsa != "none" and self.method == "none":
+            raise UserError(f"unlabelled.tsa is {self.tsa!r}, and unlabelled.method is 'none'; it goes with a method")
+        for name in ("weight", "batch_size", "ramp"):
             check_range(f"unlabelled.{name}", getattr(self, name), 0)
         for name in ("mask", "confidence", "decay"):
             check_range(f"unlabelled.{name}", getattr(self, name), 0, 1)
@@ -86,7 +99,9 @@ class Stream(nn.Module):
     ) -> None:
         super().__init__()
         self.settings, self.world, self.steps = settings, world, steps
-        ids = [units_of(text, vocabulary, length, backward) for text in settings.texts()]
+        texts = settings.texts()
+        ids = [units_of(text, vocabulary, length, backward) for text in texts]
+        self.fingerprint = fingerprint(texts)
         self.documents, self.unknown = Documents(ids, [0] * len(ids)), vocabulary.unk_id
         self.batches = BucketBatches([len(one) for one in ids], settings.batch_size or batch_size, seed)
         self.step = 0
@@ -121,11 +136,26 @@ class Stream(nn.Module):
         if settings.method == "domain":
             assert isinstance(model.adversary, DomainAdversary)
             model.adversary.reversal.step.fill_(self.step - 1)
-            other = model.read(units, lengths, 0.0).features
+            other, _ = model.pooled(units, lengths)
             return settings.weight * model.adversary(features, other).loss
-        with torch.no_grad():
-            clean = (self.teacher or model)(units, lengths)
         masked = mask_units(units, settings.mask, self.unknown, generator)
-        said = model.read(masked, lengths, 0.0).logits
+        with still_statistics(model):
+            with torch.no_grad():
+                clean = (self.teacher or model)(units, lengths)
+            said = model(masked, lengths)
+        weight = settings.weight * consistency_ramp(self.step - 1, settings.ramp)
         confidence = settings.confidence or None
-        return settings.weight * consistency_loss(clean, said, temperature=settings.temperature, confidence=confidence)
+        return weight * consistency_loss(clean, said, temperature=settings.temperature, confidence=confidence)
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Within it BatchNorm normalises by the batch, as in training, and remembers nothing of it."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

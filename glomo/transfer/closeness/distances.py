@@ -44,8 +44,12 @@ def output_distance(
         )
     dtype = at_least_fp32(outputs.dtype)
     outputs, source_outputs = outputs.to(dtype), source_outputs.detach().to(dtype)
+    if mask is not None:  # before anything is computed: what does not count may be anything, for the gradient too
+        _check_mask(mask, outputs.shape[:-1])
+        outputs, source_outputs, mask = outputs[mask.bool()], source_outputs[mask.bool()], None
     if distance == "squared":
-        return mean_over((outputs - source_outputs).square().sum(-1), mask)
+        ruled_out = (outputs == -torch.inf) & (source_outputs == -torch.inf)
+        return mean_over((outputs - source_outputs).masked_fill(ruled_out, 0.0).square().sum(-1), mask)
     if distance not in ("kl", "cross-entropy"):
         raise ValueError(f"distance is {distance!r}; 'kl', 'cross-entropy' or 'squared' is needed")
     targets = source_outputs.softmax(-1)
@@ -68,7 +72,11 @@ def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return values.sum() / max(values.numel(), 1)
-    if mask.shape != values.shape:
-        raise ValueError(f"mask is {tuple(mask.shape)}; {tuple(values.shape)} is needed, a bool for each position")
+    _check_mask(mask, values.shape)
     mask = mask.bool()
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _check_mask(mask: Tensor, shape: torch.Size) -> None:
+    if mask.shape != shape:
+        raise ValueError(f"mask is {tuple(mask.shape)}; {tuple(shape)} is needed, a bool for each position")

@@ -21,7 +21,7 @@ class L2SP(AnchoredPenalty):
     penalised out of the optimizer's weight decay: `without_decay`.
 
     Which weights are new is in the state_dict as well (`new`, and an anchor of zero): `L2SP(model)` and
-    `load_state_dict` bring all back, without the source.
+    `load_state_dict` bring the anchors back, without the source (alpha, beta and on are the caller's to give again).
 
     Args:
         model: whose weights are penalised.

@@ -38,7 +38,8 @@ class SquaredGradients:
         self.model, self.value = model, value
         self.parameters = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
         self.sums = {name: torch.zeros_like(p, dtype=at_least_fp32(p.dtype)) for name, p in self.parameters.items()}
-        self.vectorised: bool | None = None  # not known yet
+        # not known yet; a recurrent layer's steps of all examples at once take several times the memory and the time
+        self.vectorised: bool | None = False if _recurrent(model) else None
         self._whole = _Valued(model, value)
 
     def add(self, inputs: Inputs, labels: Tensor, weights: Tensor) -> None:
@@ -149,8 +150,12 @@ def _learning(parameters: list[nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def _recurrent_gradients(model: nn.Module) -> Iterator[None]:
     """cuDNN's recurrent layers have no gradient in evaluation mode; PyTorch's own do."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+    if _recurrent(model):
         with torch.backends.cudnn.flags(enabled=False):
             yield
     else:
         yield
+
+
+def _recurrent(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())

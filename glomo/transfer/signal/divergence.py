@@ -32,7 +32,7 @@ def mean_log_probabilities(logits: Sequence[Tensor], temperature: float = 1.0) -
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """sum_k p_k (log p_k - log q_k), (..., K) -> (...): summed over classes. A class with p_k = 0 adds nothing, also
     where q_k is 0 (a logit of -inf in both: a class that is ruled out)."""
-    absent = log_p == -math.inf
+    absent = log_p.exp() == 0
     difference = log_p.masked_fill(absent, 0.0) - log_q.masked_fill(absent, 0.0)
     return (log_p.exp() * difference).sum(-1)
 

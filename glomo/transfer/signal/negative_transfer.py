@@ -39,11 +39,11 @@ def transfer_effect(
 
         d_i = with_i - alone_i                      or alone_i - with_i where smaller is better
         gain = mean d,   SE = sd(d) / sqrt(n)       sd with n - 1
-        "helps" where gain > 2 SE,  "hurts" where gain < -2 SE,  else "within noise"
         interval: gain -+ t_{0.975, n-1} SE
+        "helps" where all of it is above 0,  "hurts" where all is below,  else "within noise"
 
-    Two standard errors are a rule for a handful of pairs or more: with 2 or 3 pairs the interval (t = 12.7 and 4.3) is
-    much wider, and is the thing to look at.
+    With 2 or 3 pairs the interval is wide (t = 12.7 and 4.3). Two standard errors, the rule for many pairs, would call
+    noise a gain or a loss in 30 % and 18 % of all cases there.
 
     Args:
         with_transfer: scores, one a seed.
@@ -70,8 +70,8 @@ def transfer_effect(
     gain = math.fsum(differences) / count
     error = math.sqrt(math.fsum((d - gain) ** 2 for d in differences) / (count - 1) / count)
     verdict: Literal["helps", "hurts", "within noise"]
-    verdict = "helps" if gain > 2 * error else "hurts" if gain < -2 * error else "within noise"
     reach = _t_quantile(count - 1) * error
+    verdict = "helps" if gain > reach else "hurts" if gain < -reach else "within noise"
     return TransferEffect(gain, error, gain - reach, gain + reach, count, verdict)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glomo.data import read_texts
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.nn.transformer_config import TransformerConfig
@@ -20,11 +21,13 @@ from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneDa
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights
+from glomo.training.texts import running_units
 from glomo.training.train_config import TrainConfig, make_optimizer
 from glomo.training.trained_classifier import load_classifier
 from glomo.training.tune import Tune
 from glomo.training.unlabelled import Unlabelled
 from glomo.transfer import layer_groups
+from glomo.transfer.closeness import diagonal_fisher
 
 HERE = Path(__file__).parents[2] / "data"
 HAMLET = str(HERE / "hamlet-act-1.txt")
@@ -129,6 +132,27 @@ def test_the_fisher_information_is_that_of_the_old_text(language_models):
     assert penalty().item() == pytest.approx(50.0 * 0.01 * float(fisher.sum()), rel=1e-4)
 
 
+def test_the_fisher_information_of_a_backward_model(tmp_path):
+    """It is taken in the direction in which the model reads."""
+    made = LanguageConfig(TEXT, LanguageMethod("lstm", backward=True), TRANSFORMER, LSTM, train=replace(TRAIN, steps=3))
+    train_language_model(made, tmp_path / "back")
+    found = load_language_weights(tmp_path / "back")
+    model = language_model(found)
+    units = running_units(read_texts(HAMLET), found.vocabulary, model.end)
+    close = replace(EWC, samples=1, length=len(units) - 1)
+    penalty = make_penalty(close, model, model, found.vocabulary, str(tmp_path / "back"), 0, backward=True)
+    units = units.flip(0).long()[None]
+    expected = diagonal_fisher(
+        model,
+        [(units[:, :-1], units[:, 1:])],
+        generator=torch.Generator().manual_seed(0),
+        logits=lambda model, units: model.logits(model.encoder(units).raw),
+        ignore_index=0,
+    )
+    name = "encoder.layers.0.weight_hh_l0"
+    torch.testing.assert_close(penalty.fisher.get_buffer(name), expected[name])
+
+
 def test_what_is_anchored_has_no_weight_decay(language_models):
     from glomo.training.finetune import make_classifier
 
@@ -227,6 +251,22 @@ def test_a_language_model_stays_close(tmp_path, language_models):
     assert max(moved["ewc"], moved["l2-sp"]) < 0.7 * moved["none"]
 
 
+@pytest.mark.parametrize("method", ["consistency", "mean-teacher", "domain"])
+def test_unlabelled_texts_of_no_weight_change_nothing(tmp_path, language_models, method):
+    """Not even BatchNorm's statistics, which are those of labelled texts."""
+    section = Unlabelled(method, (HAMLET,), weight=0.0)
+    train = replace(TRAIN, steps=3)
+    for name, sections in (("with", {"unlabelled": section}), ("without", {})):
+        made = config(language_models["lstm"], train, **sections)
+        dry = replace(made.lstm.scaled(0), activation_reg=0.0, temporal_reg=0.0)
+        head = replace(made.classifier, dropout=0.0, dropout_last=0.0, drop_mult=0.0)
+        finetune(replace(made, lstm=dry, classifier=head), tmp_path / name)
+    after = {n: v for n, v in weights(tmp_path / "with").items() if not n.startswith("adversary")}
+    before = weights(tmp_path / "without")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(v, before[n]) for n, v in after.items())
+
+
 class Spy:
     """Calls through, and keeps what was given."""
 
@@ -317,15 +357,34 @@ def test_mistakes(tmp_path, language_models, sections, sentence):
         finetune(config(language_models["lstm"], **sections), tmp_path)
 
 
+def test_ewc_needs_the_old_vocabulary(tmp_path, language_models):
+    data = replace(TEXT, vocab_size=50)
+    made = LanguageConfig(data, LanguageMethod("lstm"), lstm=LSTM, tune=Tune(language_models["lstm"]), train=TRAIN)
+    with pytest.raises(UserError, match=r"400 units\), and this one has 50; give --data.vocabulary init"):
+        train_language_model(replace(made, close=EWC), tmp_path)
+
+
+def test_a_transformer_reads_no_more_than_it_can(language_models):
+    found = load_language_weights(language_models["transformer"])
+    model = language_model(found)
+    close = replace(EWC, length=1000)
+    penalty = make_penalty(close, model, model, found.vocabulary, language_models["transformer"], 0)
+    assert penalty.fisher.get_buffer("embedding.weight").sum() > 0
+
+
 def test_more_mistakes(tmp_path, language_models, teacher):
     init = language_models["lstm"]
     for made, sentence in (
+        (lambda: Unlabelled(tsa="log"), "unlabelled.tsa is 'log', and unlabelled.method is 'none'"),
         (lambda: Adapters("lora", r=0), "adapter.r is 0"),
         (lambda: Close("l2-sp", strength=-1), "close.strength is -1"),
         (lambda: Distil(alpha=2), "distil.alpha is 2"),
     ):
         with pytest.raises(UserError, match=sentence):
             made()
+    both = config(init, close=Close("l2-sp"), adapter=Adapters("lora"))
+    with pytest.raises(UserError, match=r"with adapter\.kind the weights of tune\.init stay as they are"):
+        finetune(both, tmp_path / "d")
     sharded = config(init, replace(TRAIN, shard=True), close=Close("l2-sp"))
     with pytest.raises(UserError, match=r"train\.shard"):
         finetune(sharded, tmp_path / "a")

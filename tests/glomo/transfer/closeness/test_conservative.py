@@ -1,6 +1,7 @@
 """Conservative training against numpy, and a source that stays as it was."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -224,3 +225,17 @@ def test_mistakes():
         interpolated_targets(torch.zeros(2).long(), torch.zeros(2, 3), 1.5)
     with pytest.raises(ValueError, match=r"labels are \(3,\) and the source's outputs \(2, 3\)"):
         interpolated_targets(torch.zeros(3).long(), torch.zeros(2, 3), 0.5)
+
+
+@pytest.mark.parametrize("distance", ["kl", "cross-entropy", "squared"])
+def test_what_does_not_count_may_be_anything(distance):
+    outputs = torch.tensor([[1.0, 2.0], [math.nan, -math.inf]], requires_grad=True)
+    before = torch.tensor([[0.5, 0.0], [math.inf, 0.0]])
+    output_distance(outputs, before, distance, torch.tensor([True, False])).backward()
+    assert outputs.grad[1].tolist() == [0.0, 0.0]
+    assert outputs.grad[0].isfinite().all()
+
+
+def test_a_class_that_both_rule_out_adds_nothing():
+    outputs, before = torch.tensor([[1.0, -math.inf, 2.0]]), torch.tensor([[0.0, -math.inf, 2.0]])
+    assert output_distance(outputs, before, "squared").item() == 1.0

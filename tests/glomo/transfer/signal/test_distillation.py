@@ -192,3 +192,12 @@ def test_mistakes(change, message):
     student, (teacher,), labels = problem()
     with pytest.raises(ValueError, match=message):
         distillation_loss(**{"student": student, "teacher": teacher, "labels": labels, **change})
+
+
+def test_a_class_without_any_probability_adds_nothing():
+    """Its probability underflows in the teacher, and the student rules it out."""
+    teacher, student = torch.tensor([[0.0, 5.0, -200.0]]), torch.tensor([[0.0, 5.0, -math.inf]], requires_grad=True)
+    loss = distillation_loss(student, teacher, alpha=1.0, temperature=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert student.grad.isfinite().all()

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 
 from glomo.transfer.signal import transfer_effect
@@ -41,16 +42,17 @@ def test_the_numbers():
     assert found.standard_error == pytest.approx(error)
     assert (found.low, found.high) == pytest.approx((0.015 - 3.1824 * error, 0.015 + 3.1824 * error), rel=1e-3)
     assert found.pairs == 4
-    assert found.verdict == "helps"  # 0.015 against 2 * 0.00645
-    assert str(found) == ("transfer helps: +0.015 (standard error 0.0065, 95% interval -0.005543 to +0.03554, 4 pairs)")
+    assert found.verdict == "within noise"  # the interval holds 0
+    said = "the difference is within noise: +0.015 (standard error 0.0065, 95% interval -0.005543 to +0.03554, 4 pairs)"
+    assert str(found) == said
 
 
 @pytest.mark.parametrize(
     ("differences", "verdict"),
     [
-        ([1.0, 3.0], "within noise"),  # 2 = 2 * 1: not above
-        ([1.0, 2.9], "helps"),  # 1.95 > 2 * 0.95
-        ([-1.0, -2.9], "hurts"),
+        ([1.0, 1.16], "helps"),  # 1.08 > 12.706 * 0.08 = 1.016
+        ([1.0, 1.18], "within noise"),  # 1.09 < 12.706 * 0.09 = 1.144
+        ([-1.0, -1.16], "hurts"),
         ([1.0, -1.0, 0.5], "within noise"),
         ([0.0, 0.0], "within noise"),
         ([0.5, 0.5, 0.5], "helps"),
@@ -70,6 +72,15 @@ def test_pairs_and_not_groups():
     alone = [0.1, 0.5, 0.9]
     assert transfer_effect([0.11, 0.511, 0.91], alone).verdict == "helps"
     assert transfer_effect([0.511, 0.11, 0.91], alone).verdict == "within noise"
+
+
+def test_noise_is_seldom_called_a_gain():
+    """Pairs without any effect: at most one in twenty verdicts is wrong, also with few pairs."""
+    random = np.random.default_rng(0)
+    for pairs in (2, 3, 5):
+        draws = random.normal(size=(2000, pairs)).tolist()
+        wrong = sum(transfer_effect(one, [0.0] * pairs).verdict != "within noise" for one in draws)
+        assert 0.03 < wrong / 2000 < 0.07
 
 
 def test_smaller_is_better():
