@@ -99,7 +99,8 @@ class OnlineEWC(EWC):
 
         F~_t = gamma F~_{t-1} + F_t,     sum_i strength / 2 F~_{t,i} (theta_i - theta*_{t,i})^2
 
-    Call `consolidate` after each task. With gamma below 1 old tasks are forgotten gracefully.
+    Call `consolidate` after each task. With gamma below 1 old tasks are forgotten gracefully. (Gamma acts at the next
+    `consolidate`; where a formula has it in the penalty itself, strength takes it up.)
 
     Args:
         model, strength, on: of `EWC`.
