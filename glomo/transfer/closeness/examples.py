@@ -1,9 +1,8 @@
-"""Reading a model's outputs: what a batch is, and evaluation mode for a while."""
+"""Reading a model's outputs: what a batch is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,15 +64,3 @@ def rows(inputs: Inputs, start: int, stop: int) -> Inputs:
     if isinstance(inputs, dict):
         return {name: x[start:stop] for name, x in inputs.items()}
     return tuple(x[start:stop] for x in inputs) if isinstance(inputs, tuple) else inputs[start:stop]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

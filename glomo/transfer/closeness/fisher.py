@@ -12,6 +12,7 @@ from glomo.transfer.closeness import examples
 from glomo.transfer.closeness.anchors import at_least_fp32
 from glomo.transfer.closeness.examples import Inputs
 from glomo.transfer.closeness.per_sample import SquaredGradients
+from glomo.transfer.modes import evaluating
 
 Labels = Literal["sample", "all", "true"]
 Logits = Callable[[nn.Module, Any], Tensor]
@@ -76,7 +77,7 @@ def diagonal_fisher(
         return _log_likelihood(compute(model, inputs), targets, ignore_index)
 
     squares, count = SquaredGradients(model, log_likelihood), 0
-    with examples.evaluating(model):
+    with evaluating(model):
         for batch in batches:
             inputs, given = examples.inputs_and_labels(batch)
             if not examples.count(inputs):

@@ -13,6 +13,7 @@ from glomo.transfer.closeness import examples
 from glomo.transfer.closeness.anchors import at_least_fp32, check_factor
 from glomo.transfer.closeness.distances import cross_entropy, mean_over
 from glomo.transfer.closeness.source_model import SourceModel
+from glomo.transfer.modes import evaluating
 
 
 def lwf_loss(
@@ -95,7 +96,7 @@ class LwF(nn.Module):
             TypeError: a batch is something else, or an output is no tensor.
         """
         found: list[Tensor] = []
-        with examples.evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 found.append(examples.outputs(model, examples.inputs_and_labels(batch)[0]))
                 if found[-1].shape[1:] != found[0].shape[1:]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glomo.errors import UserError
+from glomo.transfer.modes import evaluating
 
 Batch = Tensor | Sequence[Tensor]
 """the inputs of a model: one tensor, or several for `model(*inputs)`; the first dimension is the examples'"""
@@ -38,7 +38,7 @@ def record(model: nn.Module, batches: Iterable[Batch], path: str | os.PathLike[s
     """
     found: list[Tensor] = []
     digest = hashlib.sha256()
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for batch in batches:
             inputs = _inputs(batch)
             output = model(*inputs)
@@ -117,14 +117,3 @@ def _add(digest: hashlib._Hash, inputs: tuple[Tensor, ...]) -> None:
     rows = [column.view(torch.uint8).numpy() for column in columns]
     for example in zip(*rows, strict=True):
         digest.update(b"".join([kinds, *(row.tobytes() for row in example)]))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
