@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.errors import UserError
@@ -28,7 +27,7 @@ class Read(NamedTuple):
     logits: Tensor
     """(B, classes)"""
     extra: Tensor
-    """what `DocumentClassifier.loss` adds to the cross-entropy"""
+    """what comes on top of the loss of the labels, see `DocumentClassifier.pooled`"""
 
 
 class DocumentClassifier(nn.Module):
@@ -85,30 +84,21 @@ class DocumentClassifier(nn.Module):
         """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""
         return self.read(units, lengths, 0.0).logits
 
-    def loss(
-        self, units: Tensor, lengths: Tensor, labels: Tensor, auxiliary: float = 0.0, smoothing: float = 0.0
-    ) -> Tensor:
-        """The mean over the documents of
-
-        .. code-block:: text
-
-            cross-entropy(logits, label) + auxiliary * nats a unit of the language model
-                + alpha mean_t(d_t^2) + beta mean_t((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
-
-        the latter two over the units that have gradients, within chunks: what a document adds does not depend on the
-        others (but for BatchNorm).
-        """
-        read = self.read(units, lengths, auxiliary)
-        smoothing = smoothing if self.training else 0.0
-        return F.cross_entropy(read.logits.float(), labels, label_smoothing=smoothing) + read.extra
-
     def read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> Read:
         """What a batch comes to, for losses of one's own."""
         features, extra = self.pooled(units, lengths, auxiliary)
         return Read(features, self.head(features), extra)
 
     def pooled(self, units: Tensor, lengths: Tensor, auxiliary: float = 0.0) -> tuple[Tensor, Tensor]:
-        """The first and the last of `Read`, without the head."""
+        """The first and the last of `Read`, without the head. The last is the mean over the documents of
+
+        .. code-block:: text
+
+            auxiliary * nats a unit of the language model
+                + alpha mean_t(d_t^2) + beta mean_t((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
+
+        over the units that have gradients, within chunks: what a document adds does not depend on the others.
+        """
         model, latest = self.language_model, list[Any]()
         extra = units.new_zeros((), dtype=torch.float32)
         sums: list[Tensor] = []  # an LSTM's penalties, of each document

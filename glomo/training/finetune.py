@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, BucketBatches, Vocabulary, label_names
@@ -23,7 +24,7 @@ from glomo.training.close import Close, make_penalty, with_penalty
 from glomo.training.config import check_range, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
-from glomo.training.document_classifier import DocumentClassifier, layer_patterns
+from glomo.training.document_classifier import DocumentClassifier, Read, layer_patterns
 from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate
 from glomo.training.language_model import language_model
 from glomo.training.loop import Task, set_up, train
@@ -196,19 +197,19 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
             weight = auxiliary_weight((step - 1) // (config.tune.stage_steps or len(batches)))
         return 1.0
 
+    def labelled_loss(read: Read, labels: Tensor, indices: list[int]) -> Tensor:
+        if teachers is not None:
+            return teachers.loss(read.logits, labels, indices)
+        if stream is not None:
+            return stream.labelled(read.logits, labels)
+        return F.cross_entropy(read.logits.float(), labels, label_smoothing=config.classifier.smoothing)
+
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         units, lengths, labels = fitting.tensors(indices, world.device)
-        if teachers is None and stream is None:
-            value = model.loss(units, lengths, labels, weight, config.classifier.smoothing)
-        else:
-            read = model.read(units, lengths, weight)
-            value = read.extra
-            if teachers is not None:
-                value = value + teachers.loss(read.logits, labels, indices)
-            elif stream is not None:
-                value = value + stream.labelled(read.logits, labels)
-            if stream is not None:
-                value = value + stream.loss(read.features, generator)
+        read = model.read(units, lengths, weight)
+        value = read.extra + labelled_loss(read, labels, indices)
+        if stream is not None:
+            value = value + stream.loss(read.features, generator)
         return value, len(indices), int(lengths.sum())
 
     def validate() -> dict[str, float]:
