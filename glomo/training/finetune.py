@@ -242,6 +242,7 @@ def make_classifier(
         dropouts = config.lstm.scaled(settings.drop_mult) if found.architecture == "lstm" else config.model
         given = {name: value for name, value in dropouts.to_dict().items() if name.startswith(("drop", "weight_drop"))}
         encoder = language_model(dataclasses.replace(found, model={**found.model, **given}))
+        language.forget_above(encoder, config.tune.layers)
         vocabulary, backward = found.vocabulary, found.backward
     else:
         vocabulary, backward = Vocabulary.build(texts, config.data.vocab_size), False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from glomo.training.run_folder import RunFolder
 from glomo.training.texts import build_vocabulary, fingerprint, running_units, unlabelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
+from glomo.transfer.structure import copy_layers
 from glomo.transfer.vocabulary import overlap
 
 VALID_SHARE = 0.05  # of the text, from its end, where no other text is given for validation
@@ -177,6 +179,7 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
         model = LanguageModel(transformer)
     if found:
         model.load_state_dict(found.for_vocabulary(vocabulary))
+        forget_above(model, config.tune.layers)
         known = overlap([*found.vocabulary.units(), END], [*vocabulary.units(), END])
         if known.new and is_first():
             print(f"{known.new:,} of {len(vocabulary):,} units are new to {init} and start as its mean one", flush=True)
@@ -207,6 +210,23 @@ def layer_patterns(model: AnyLanguageModel) -> dict[str, str]:
         return {"embedding": r"encoder\.embedding", "layer": r"encoder\.layers\.(\d+)", "decoder": "decoder"}
     patterns = {"embedding": r"embedding|decoder\.(?:positions|relative)", "layer": r"decoder\.layers\.(\d+)"}
     return patterns | ({"norm": r"decoder\.norm"} if model.config.norm == "pre" else {})
+
+
+def forget_above(model: AnyLanguageModel, layers: int) -> None:
+    """Draw the weights anew but for the embeddings and the first so many layers (-1: all stay), as tune.layers says.
+
+    Raises UserError where there are not so many.
+    """
+    if layers > model.config.layers:
+        raise UserError(f"tune.layers is {layers}; the language model of tune.init has {model.config.layers} layers")
+    if layers < 0:
+        return
+    patterns = layer_patterns(model)
+    kept = re.compile(
+        "|".join([patterns["embedding"], *(patterns["layer"].replace(r"(\d+)", rf"{n}\.") for n in range(layers))])
+    )
+    fresh = type(model)(model.config)  # type: ignore[arg-type]
+    copy_layers(fresh, model, {name: name for name in fresh.state_dict() if not kept.match(name)})
 
 
 def _of_windows(model: LanguageModel, units: Tensor, config: LanguageConfig, world: World) -> Task:

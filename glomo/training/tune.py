@@ -38,6 +38,9 @@ class Tune:
 
     init: str = ""
     """run or checkpoint folder of the language model to start from; empty: from random weights"""
+    layers: int = -1
+    """how many of its layers are taken over, from the embeddings (0: those alone) upwards; the others start from random
+    weights; -1: all"""
     method: Literal["full", "top", "features", "gradual-unfreeze", "chain-thaw", "sequential"] = "full"
     """which layer groups learn when; chain-thaw and sequential have constant rates, as published, whatever train.decay
     is"""
@@ -78,7 +81,8 @@ class Tune:
             check_range(f"tune.{name}", getattr(self, name), 1)
         for name in ("stage_steps", "lower_lr", "patience"):
             check_range(f"tune.{name}", getattr(self, name), 0)
-        check_range("tune.depth", self.depth, -1)
+        for name in ("depth", "layers"):
+            check_range(f"tune.{name}", getattr(self, name), -1)
         check_range("tune.last_cut_frac", self.last_cut_frac, 0, 1 - 1e-9)
 
     @classmethod

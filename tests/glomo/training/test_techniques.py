@@ -396,3 +396,26 @@ def test_more_mistakes(tmp_path, language_models, teacher):
     strange = replace(config(init, distil=Distil((teacher,))), data=FinetuneData(str(other), str(other)))
     with pytest.raises(UserError, match=r"the classes 0, 1, 2, but distil\.teachers know"):
         finetune(strange, tmp_path / "c")
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_only_the_first_layers_are_taken_over(tmp_path, language_models, architecture):
+    """Layer transfer: in a classifier and in a language model, at a rate of 0, so that what starts is what ends."""
+    init, still = language_models[architecture], replace(TRAIN, steps=1, lr=0.0, eval_every=0)
+    before = load_language_weights(init).weights
+    language = LanguageConfig(replace(TEXT, vocabulary="init"), LanguageMethod(architecture), TRANSFORMER, LSTM)
+    for layers in (0, 1):
+        tune = Tune(init, layers=layers)
+        finetune(config(init, still, tune=tune), tmp_path / f"classifier-{layers}")
+        train_language_model(replace(language, tune=tune, train=still), tmp_path / f"model-{layers}")
+        for after, prefix in ((f"classifier-{layers}", "language_model."), (f"model-{layers}", "")):
+            found = weights(tmp_path / after)
+            same = {
+                n for n, v in before.items() if torch.equal(found[prefix + n], v) and "norm" not in n and v.std() > 0
+            }
+            numbers = {int(n.split("layers.")[1].split(".")[0]) for n in same if "layers." in n}
+            assert numbers == set(range(layers))
+            assert any("embedding" in n for n in same)
+    many = Tune(init, layers=9)
+    with pytest.raises(UserError, match=r"tune.layers is 9; the language model of tune.init has 2 layers"):
+        finetune(config(init, still, tune=many), tmp_path / "many")
