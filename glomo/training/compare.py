@@ -17,7 +17,7 @@ from typing import Any
 
 from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
-from glomo.training.config import check_range, dump_toml, load_recipe, nearest, split_arguments, to_dict
+from glomo.training.config import check_range, default_values, dump_toml, load_recipe, nearest, split_arguments, to_dict
 from glomo.training.finetune import FinetuneConfig, resolved
 from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
@@ -80,7 +80,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     plain = {name: content for name, content in sections.items() if name != "compare"}
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
     may_change = {*MAY_CHANGE, "compare.ways", "compare.seeds", "compare.labels"} - {"train.steps"}
-    with RunFolder(out, sections, may_change):
+    with RunFolder(out, sections, may_change, default_values(config)):
         recipe = out / "recipe.toml"
         replace_file(recipe, dump_toml(plain).encode())
         planned = [
@@ -197,7 +197,8 @@ def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folde
     """The results of one run: trained now, gone on with, or read back."""
     results = folder / "results.json"
     if results.exists():
-        with RunFolder(folder, to_dict(resolved(config))):  # of the same configuration, or a sentence
+        # of the same configuration, or a sentence
+        with RunFolder(folder, to_dict(resolved(config)), defaults=default_values(config)):
             found = json.loads(results.read_bytes())
         if found["budget"] == config.train.steps:
             return dict(found)

@@ -257,6 +257,11 @@ def to_dict(config: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def default_values(config: Any) -> dict[str, dict[str, Any]]:
+    """`to_dict` of a configuration of the same schema in which nothing was chosen."""
+    return to_dict(type(config)())
+
+
 def dump_toml(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """``{section: {key: value}}`` as TOML text that ``tomllib`` reads back to the same values (None as "none")."""
     return "\n".join(

@@ -21,7 +21,7 @@ from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
 from glomo.training.adapted import Adapters, insert_adapters
 from glomo.training.close import Close, make_penalty, with_penalty
-from glomo.training.config import check_range, to_dict
+from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier, Read, layer_patterns
@@ -121,7 +121,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     memory = PeakMemory(world.device)
     if world.rank:
         return train(work.task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
+    with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         row = train(work.task, config.train, folder, world)
         work.model.load_state_dict(checkpoint.load(folder.final).weights)
         results: dict[str, Any] = {

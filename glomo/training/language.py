@@ -19,7 +19,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.close import Close, make_penalty, with_penalty
-from glomo.training.config import check_range, to_dict
+from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import END, LanguageWeights, load_language_weights, model_meta
@@ -147,7 +147,7 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
         task.stages = make_stages(config.tune, config.train, len(task.batches))
     if world.rank:
         return train(task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
+    with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         return train(task, config.train, folder, world)
 
 

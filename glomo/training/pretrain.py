@@ -13,7 +13,7 @@ from torch import Tensor
 from glomo.data import AnyVocabulary, BucketBatches, Windows
 from glomo.errors import UserError
 from glomo.nn import GLoMo, GLoMoConfig
-from glomo.training.config import check_range, to_dict
+from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
@@ -110,7 +110,7 @@ def pretrain_on(
     )
     if world.rank:
         return train(task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
+    with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         return train(task, config.train, folder, world)
 
 

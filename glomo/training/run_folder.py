@@ -1,7 +1,8 @@
 """The folder of one run: ``config.toml``, ``metrics.jsonl``, ``checkpoints/``, ``best/`` and ``final/``.
 
 One process at a time may write to it (an advisory lock that dies with its process), and only the run it was made for:
-the resolved configuration in ``config.toml`` must be the same, but for the keys that may change between two calls.
+the resolved configuration in ``config.toml`` must be the same, but for the keys that may change between two calls. A
+key that it lacks, because the run is older than the key, counts as the key's default.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ KINDS = (
 class RunFolder:
     """An output folder, opened for writing (and locked until `close`, or the end of the process).
 
-    ``config`` is {section: {key: value}}. Raises UserError when the folder belongs to another run, is in use by another
-    process, is full of other things, or cannot be written.
+    ``config`` is {section: {key: value}}, and so are ``defaults``. Raises UserError when the folder belongs to another
+    run, is in use by another process, is full of other things, or cannot be written.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Mapping[str, Any]], may_change: Iterable[str] = MAY_CHANGE
+        self,
+        path: Path,
+        config: Mapping[str, Mapping[str, Any]],
+        may_change: Iterable[str] = MAY_CHANGE,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.path = path
         self.checkpoints, self.best, self.final = path / "checkpoints", path / "best", path / "final"
@@ -56,7 +61,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True) if (path / "config.toml").exists() else _claim(path)
             self._lock = (path / ".lock").open("a")
             _lock_or_refuse(self._lock, path)
-            _refuse_other_run(path / "config.toml", config, set(may_change))
+            _refuse_other_run(path / "config.toml", config, set(may_change), defaults or {})
             self.checkpoints.mkdir(exist_ok=True)
             checkpoint.recover(path)
             checkpoint.recover(self.checkpoints)
@@ -157,7 +162,12 @@ def _lock_or_refuse(file: Any, path: Path) -> None:
         pass  # a file system without locks
 
 
-def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_change: set[str]) -> None:
+def _refuse_other_run(
+    file: Path,
+    config: Mapping[str, Mapping[str, Any]],
+    may_change: set[str],
+    defaults: Mapping[str, Mapping[str, Any]],
+) -> None:
     kept = ("config.toml", "metrics.jsonl", "checkpoints")
     worth = [entry for entry in file.parent.iterdir() if entry.name not in kept and entry.name[0] != "."]
     if not file.exists() or not (worth or checkpoint.step_folders(file.parent / "checkpoints")):
@@ -168,9 +178,10 @@ def _refuse_other_run(file: Path, config: Mapping[str, Mapping[str, Any]], may_c
             raise UserError(f"{file} is damaged: {section!r} is no section; choose another --out")
     if _kind(saved) != _kind(config):
         raise UserError(f"the output folder {file.parent} holds {_kind(saved)}; choose another --out")
-    old, new = _flat(saved), _flat(config)
+    new = _flat(config)
+    old = {**{key: value for key, value in _flat(defaults).items() if key in new}, **_flat(saved)}
     for key in [*new, *(key for key in old if key not in new)]:
-        before, now = old.get(key), "none" if key in new and new[key] is None else new.get(key)
+        before, now = ("none" if key in of and of[key] is None else of.get(key) for of in (old, new))
         if before != now and key not in may_change:
             raise UserError(
                 f"the output folder {file.parent} holds another run: {key} is {before!r} there and {now!r} in this "

@@ -26,7 +26,7 @@ from glomo.nn.baselines import GraphSource
 from glomo.training.checkpoint import replace_file
 from glomo.training.classifier import TextClassifier
 from glomo.training.comparison import Run, compare
-from glomo.training.config import check_range, nearest, to_dict
+from glomo.training.config import check_range, default_values, nearest, to_dict
 from glomo.training.distributed import World
 from glomo.training.graph_cache import GraphCache
 from glomo.training.loop import Task, set_up, train
@@ -182,7 +182,8 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
                 f"data.labels is {config.data.labels}; the examples drawn with the seed {seed} are all of the class "
                 f"{classes[drawn.pop()]!r}, and more are needed"
             )
-    with RunFolder(out, to_dict(config), may_change) if world.rank == 0 else nullcontext():
+    defaults = default_values(config)
+    with RunFolder(out, to_dict(config), may_change, defaults) if world.rank == 0 else nullcontext():
         runs = []
         for seed in seeds:
             for name in config.compare.graphs:
@@ -275,7 +276,7 @@ def run(
     if world.rank:
         row = train(task, settings, None, world)
     else:
-        with RunFolder(out / f"{name}-{seed}", sections, may_change) as folder:
+        with RunFolder(out / f"{name}-{seed}", sections, may_change, default_values(config)) as folder:
             row = train(task, settings, folder, world)
     share_zero, share_dead = statistics(graph, test_examples, device)
     return Run(name, seed, row["accuracy"], share_zero, share_dead, row["seconds"])

@@ -17,7 +17,7 @@ from glomo.nn.rnn import RNNConfig, RNNTranslator
 from glomo.nn.transformer import Transformer
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
-from glomo.training.config import check_range, to_dict
+from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import model_meta
 from glomo.training.run_folder import RunFolder
@@ -138,7 +138,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "translate")
     if world.rank:
         return train(task, config.train, None, world)
-    with RunFolder(out, to_dict(config)) as folder:
+    with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         if len(fitting) < len(training):
             left = f"{len(training) - len(fitting):,} of {len(training):,} pairs"
             print(f"{left} are left out: longer than data.max_length, or without a unit", flush=True)

@@ -37,6 +37,28 @@ def test_another_run_is_refused_by_its_first_differing_key(tmp_path):
     assert (tmp_path / "run" / "config.toml").read_bytes() == before
 
 
+def test_a_run_that_is_older_than_a_key_had_its_default(tmp_path):
+    old = {"data": CONFIG["data"], "train": {"steps": 5}}
+    defaults = {**CONFIG, "close": {"method": "none", "limit": None}, "other": {"key": 1}}
+    new = {**CONFIG, "close": defaults["close"]}
+    RunFolder(tmp_path / "run", old).close()
+    (tmp_path / "run" / "final").mkdir()
+    before = (tmp_path / "run" / "config.toml").read_bytes()
+    with pytest.raises(UserError, match=r"train.lr is None there"):
+        RunFolder(tmp_path / "run", new)
+    with pytest.raises(UserError, match=r"close.method is 'none' there and 'ewc' in this call"):
+        RunFolder(tmp_path / "run", {**new, "close": {"method": "ewc", "limit": None}}, defaults=defaults)
+    with pytest.raises(UserError, match=r"close.limit is 'none' there and 3 in this call"):
+        RunFolder(tmp_path / "run", {**new, "close": {"method": "none", "limit": 3}}, defaults=defaults)
+    with pytest.raises(UserError, match=r"new.key is None there and 1 in this call"):
+        RunFolder(tmp_path / "run", {**new, "new": {"key": 1}}, defaults=defaults)
+    assert (tmp_path / "run" / "config.toml").read_bytes() == before
+    RunFolder(tmp_path / "run", new, defaults=defaults).close()
+    assert 'method = "none"' in (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(UserError, match=r"close.method is 'none' there and None in this call"):
+        RunFolder(tmp_path / "run", CONFIG, defaults=CONFIG)  # a key that was removed
+
+
 def test_a_run_that_saved_nothing_gives_its_folder_to_another(tmp_path):
     RunFolder(tmp_path / "run", CONFIG).log({"step": 1})
     RunFolder(tmp_path / "run", changed("train", "lr", 0.2)).close()

@@ -16,6 +16,7 @@ from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, loop, unlabelled
 from glomo.training.adapted import Adapters
 from glomo.training.close import Close, make_penalty
+from glomo.training.config import dump_toml, read_toml
 from glomo.training.distil import Distil
 from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
@@ -222,6 +223,18 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         finetune(made, tmp_path / "killed")
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert all(torch.equal(v, weights(tmp_path / "whole")[n]) for n, v in weights(tmp_path / "killed").items())
+
+
+def test_a_run_from_before_a_section_goes_on(tmp_path):
+    made = replace(config("", replace(TRAIN, steps=3), tune=Tune()), lstm=LSTM)
+    finetune(made, tmp_path)
+    path = tmp_path / "config.toml"
+    sections = read_toml(path)
+    del sections["unlabelled"], sections["close"]["beta"]
+    path.write_text(dump_toml(sections))
+    with pytest.raises(UserError, match=r"unlabelled.method is 'none' there and 'domain' in this call"):
+        finetune(replace(made, unlabelled=Unlabelled("domain", (HAMLET,))), tmp_path)
+    assert finetune(replace(made, train=replace(made.train, steps=5)), tmp_path)["step"] == 5
 
 
 def test_a_student_learns_from_the_teacher_alone(tmp_path, language_models, teacher):
