@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from glomo.data.vocabulary import PAD, UNK, fingerprint
+from glomo.data.vocabulary import PAD, UNK, vocabulary_fingerprint
 from glomo.errors import UserError
 
 SMALLEST = 258  # padding, unknown and the 256 bytes
@@ -49,7 +49,7 @@ class Subwords:
             raise UserError(f"a saved subword vocabulary has the ids {ids} for {PAD} and {UNK}; (0, 1) is needed")
         # Parsed, so that the canonical form does not depend on how the library lays its JSON out.
         self._saved: dict[str, Any] = {"kind": "subwords", "tokenizer": json.loads(tokenizer_json)}
-        self.fingerprint: str = fingerprint(self._saved)
+        self.fingerprint: str = vocabulary_fingerprint(self._saved)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> Subwords:

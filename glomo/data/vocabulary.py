@@ -105,7 +105,7 @@ class Vocabulary:
             raise UserError(f"a vocabulary holds the word {twice!r} twice; every word must be there once")
         if digits is not None:
             self._ids.digit_id = self._ids.get(digits, self.unk_id)
-        self.fingerprint: str = fingerprint(self.to_dict())
+        self.fingerprint: str = vocabulary_fingerprint(self.to_dict())
 
     @classmethod
     def build(
@@ -187,7 +187,7 @@ class Vocabulary:
         return cls(words, lowercase, digits)
 
 
-def fingerprint(saved: dict[str, Any]) -> str:
+def vocabulary_fingerprint(saved: dict[str, Any]) -> str:
     """The sha256 (hex) of the canonical JSON of a vocabulary's ``to_dict()``."""
     canonical = json.dumps(saved, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

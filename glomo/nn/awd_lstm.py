@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from glomo.errors import UserError
 from glomo.nn.embedded import PAD
 from glomo.nn.losses import smoothed_cross_entropy
+from glomo.nn.precision import at_least_fp32
 from glomo.nn.recurrent_dropout import WeightDropLSTM, variational_dropout
 
 State = list[tuple[Tensor, Tensor]]
@@ -209,7 +210,7 @@ def activation_penalty(encoded: Encoded, real: Tensor, config: AWDLSTMConfig) ->
 
 def activation_sums(encoded: Encoded, real: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(sum of d_t^2, its places, sum of (h_t - h_{t-1})^2, its pairs) of each row, squares averaged over the width."""
-    pairs, dtype = real[:, 1:] & real[:, :-1], torch.promote_types(encoded.raw.dtype, torch.float32)
+    pairs, dtype = real[:, 1:] & real[:, :-1], at_least_fp32(encoded.raw.dtype)
     size = encoded.dropped.square().mean(-1, dtype=dtype) * real
     change = encoded.raw.diff(dim=1).square().mean(-1, dtype=dtype) * pairs
     return size.sum(1), real.sum(1), change.sum(1), pairs.sum(1)
@@ -227,7 +228,7 @@ class LSTMDecoding:
         encoded = self.model.encoder(tokens[:, None], self.state)
         self.state = encoded.state
         logits = self.model.logits(encoded.dropped[:, 0])
-        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return logits.log_softmax(-1, dtype=at_least_fp32(logits.dtype))
 
     def select(self, rows: Tensor) -> None:
         """Rows of the batch, in a new order."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glomo.kernels import attention, graph_mix, relu2_affinity, relu2_attention, relu2_graph_mix
+from glomo.nn.precision import wide
 
 
 def reverse(x: Tensor, lengths: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def dead_row_rescue(
     if isinstance(bias, Tensor) and bias.shape[-2] > 1:
         bias = bias[..., target, :]
     score = graphs.scale * graphs.query[..., target, :] @ graphs.key.transpose(-1, -2) + bias
-    score = score.to(torch.promote_types(score.dtype, torch.float32))
+    score = wide(score)
     best = score.masked_fill(~allowed, float("-inf")).amax(-1)
     counted = ((target < lengths.to(device)[:, None])[:, None] & allowed.any(-1)).expand_as(best)
     best = torch.where(counted, best, margin)  # before the square: a row without sources is -inf, its gradient NaN

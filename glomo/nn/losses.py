@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from glomo.nn.precision import at_least_fp32
+
 CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**24}
 """Logits alive at a time, by the type of device (16 MiB and 64 MiB in fp32)."""
 
@@ -72,7 +74,7 @@ class _Summed(torch.autograd.Function):
         shares: Tensor | None,
     ) -> Tensor:
         device, dtype = features.device.type, features.dtype
-        wide = torch.promote_types(dtype, torch.float32)  # of sums
+        wide = at_least_fp32(dtype)  # of sums
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         total = features.new_zeros((), dtype=wide)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.nn.embedded import PAD
+from glomo.nn.precision import at_least_fp32
 
 States = Sequence[tuple[Tensor, ...]] | None
 """What an encoder carries from chunk to chunk: tensors (., B, ...) by layer, or nothing."""
@@ -37,7 +38,7 @@ class ConcatPooling(NamedTuple):
     @classmethod
     def of(cls, features: Tensor, real: Tensor) -> ConcatPooling:
         """Of features (B, T, dim) where `real` (B, T); every row begins with a real unit, and padding is behind."""
-        dtype = torch.promote_types(features.dtype, torch.float32)  # thousands of units are more than bf16 can add
+        dtype = at_least_fp32(features.dtype)  # thousands of units are more than bf16 can add
         size = real.sum(1, keepdim=True)
         last = features.gather(1, (size - 1)[..., None].expand(-1, -1, features.size(2)))[:, 0].to(dtype)
         greatest = features.masked_fill(~real[..., None], float("-inf")).amax(1).to(dtype)

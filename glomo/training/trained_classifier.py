@@ -41,7 +41,7 @@ class TrainedClassifier:
         return probabilities(self.model.to(device), ids, torch.device(device))
 
 
-class Ensemble:
+class TrainedEnsemble:
     """The mean of the probabilities of one or more classifiers, such as a forward and a backward one:
 
     .. code-block:: text
@@ -78,12 +78,12 @@ class Ensemble:
         return {**figures_of(found, labels), "examples": len(examples)}
 
 
-def load_classifier(*paths: str | Path) -> Ensemble:
+def load_classifier(*paths: str | Path) -> TrainedEnsemble:
     """The classifiers in checkpoint folders, or in run folders (``final/``), as one.
 
     Raises UserError when a folder is missing, damaged, or holds no document classifier, and for different classes.
     """
-    return Ensemble([_load(path) for path in paths])
+    return TrainedEnsemble([_load(path) for path in paths])
 
 
 def _load(path: str | Path) -> TrainedClassifier:

@@ -10,7 +10,8 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
+    """Evaluation mode; afterwards, also after an exception, every module is in the mode that it was in (a frozen part
+    may have been in another one than the rest)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from glomo.nn.embedded import PAD
+from glomo.nn.precision import at_least_fp32
 
 
 class Overlap(NamedTuple):
@@ -54,7 +55,7 @@ def converted_rows(weight: Tensor, old_units: Sequence[str], new_units: Sequence
         twice = next(unit for row, unit in enumerate(old_units) if row != PAD and rows[unit] != row)
         raise ValueError(f"the name {twice!r} stands for two of the rows; one each is needed")
     weight = weight.detach()
-    mean = weight[PAD + 1 :].mean(0, dtype=torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype)
+    mean = weight[PAD + 1 :].mean(0, dtype=at_least_fp32(weight.dtype)).to(weight.dtype)
     # the mean is one more row behind the old ones
     sources = [PAD, *(rows.get(unit, len(weight)) for unit in new_units[PAD + 1 :])]
     converted = torch.cat([weight, mean[None]])[torch.tensor(sources, device=weight.device)]

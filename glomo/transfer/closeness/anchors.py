@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
+
+from glomo.nn.precision import at_least_fp32
 
 Choice = Callable[[str, nn.Parameter], bool]
 """(name, parameter) -> whether it is penalised."""
@@ -94,11 +95,6 @@ def tensor_tree(tensors: Mapping[str, Tensor]) -> nn.Module:
 def chosen_parameters(model: nn.Module, on: Choice | None) -> dict[str, nn.Parameter]:
     """{name: parameter} for which `on` says yes (none: all), a tied one once, by its first name."""
     return {name: p for name, p in model.named_parameters() if on is None or on(name, p)}
-
-
-def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    """The type in which numbers of this type are summed."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def check_factor(name: str, value: float) -> float:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.transfer.closeness.anchors import AnchoredPenalty, at_least_fp32, check_factor, chosen_parameters
+from glomo.nn.precision import at_least_fp32
+from glomo.transfer.closeness.anchors import AnchoredPenalty, check_factor, chosen_parameters
 from glomo.transfer.closeness.distances import Distance, output_distance
 from glomo.transfer.closeness.source_model import SourceModel
 from glomo.transfer.groups import LayerGroup

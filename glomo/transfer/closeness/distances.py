@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from glomo.transfer.closeness.anchors import at_least_fp32
+from glomo.nn.precision import wide
+from glomo.transfer.divergence import cross_entropy, kl_divergence, log_probabilities, mean_or_zero, selected
 
 Distance = Literal["kl", "cross-entropy", "squared"]
 
@@ -33,7 +34,7 @@ def output_distance(
         mask: (examples, ...) of bools: which positions count. The mean over none is 0.
 
     Raises:
-        ValueError: shapes that differ, no dimension for examples, or another distance.
+        ValueError: shapes that differ, no dimension for examples, a mask without bools, or another distance.
 
     Source: Yu et al., ICASSP 2013 (kl); Wiese, Weissenborn and Neves, CoNLL 2017 (cross-entropy).
     """
@@ -42,41 +43,14 @@ def output_distance(
             f"outputs are {tuple(outputs.shape)} and the source's {tuple(source_outputs.shape)}; one shape "
             "(examples, ..., classes) is needed"
         )
-    dtype = at_least_fp32(outputs.dtype)
-    outputs, source_outputs = outputs.to(dtype), source_outputs.detach().to(dtype)
-    if mask is not None:  # before anything is computed: what does not count may be anything, for the gradient too
-        _check_mask(mask, outputs.shape[:-1])
-        outputs, source_outputs, mask = outputs[mask.bool()], source_outputs[mask.bool()], None
+    # before anything is computed: what does not count may be anything, for the gradient too
+    outputs, source_outputs = selected(mask, wide(outputs), wide(source_outputs.detach()))
     if distance == "squared":
         ruled_out = (outputs == -torch.inf) & (source_outputs == -torch.inf)
-        return mean_over((outputs - source_outputs).masked_fill(ruled_out, 0.0).square().sum(-1), mask)
-    if distance not in ("kl", "cross-entropy"):
-        raise ValueError(f"distance is {distance!r}; 'kl', 'cross-entropy' or 'squared' is needed")
-    targets = source_outputs.softmax(-1)
-    values = cross_entropy(targets, outputs)
+        return mean_or_zero((outputs - source_outputs).masked_fill(ruled_out, 0.0).square().sum(-1))
+    log_p, log_q = log_probabilities(source_outputs.to(outputs.dtype)), log_probabilities(outputs)
     if distance == "kl":
-        values = values - torch.special.entr(targets).sum(-1)
-    return mean_over(values, mask)
-
-
-def cross_entropy(targets: Tensor, logits: Tensor) -> Tensor:
-    """- sum_k t_k log softmax(logits)_k, both (..., K) -> (...); zero times -infinity is zero."""
-    return -(targets * logits.log_softmax(-1).masked_fill(targets == 0, 0.0)).sum(-1)
-
-
-def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of those that count, 0 if there are none.
-
-    Raises:
-        ValueError: the mask is of another shape.
-    """
-    if mask is None:
-        return values.sum() / max(values.numel(), 1)
-    _check_mask(mask, values.shape)
-    mask = mask.bool()
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def _check_mask(mask: Tensor, shape: torch.Size) -> None:
-    if mask.shape != shape:
-        raise ValueError(f"mask is {tuple(mask.shape)}; {tuple(shape)} is needed, a bool for each position")
+        return mean_or_zero(kl_divergence(log_p, log_q))
+    if distance == "cross-entropy":
+        return mean_or_zero(cross_entropy(log_p.exp(), log_q))
+    raise ValueError(f"distance is {distance!r}; 'kl', 'cross-entropy' or 'squared' is needed")

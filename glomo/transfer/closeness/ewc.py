@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from glomo.nn.precision import at_least_fp32
 from glomo.transfer.closeness.anchors import (
     AnchoredPenalty,
     Choice,
-    at_least_fp32,
     check_factor,
     chosen_parameters,
     tensor_tree,

@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from glomo.transfer.closeness import examples
-from glomo.transfer.closeness.anchors import at_least_fp32
-from glomo.transfer.closeness.examples import Inputs
+from glomo.nn.precision import at_least_fp32
+from glomo.transfer import examples
 from glomo.transfer.closeness.per_sample import SquaredGradients
+from glomo.transfer.examples import Inputs
 from glomo.transfer.modes import evaluating
 
 Labels = Literal["sample", "all", "true"]

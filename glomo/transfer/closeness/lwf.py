@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glomo.transfer.closeness import examples
-from glomo.transfer.closeness.anchors import at_least_fp32, check_factor
-from glomo.transfer.closeness.distances import cross_entropy, mean_over
+from glomo.nn.precision import wide
+from glomo.transfer import examples
+from glomo.transfer.closeness.anchors import check_factor
 from glomo.transfer.closeness.source_model import SourceModel
-from glomo.transfer.modes import evaluating
+from glomo.transfer.divergence import cross_entropy, log_probabilities, mean_or_zero, selected
 
 
 def lwf_loss(
@@ -49,9 +49,9 @@ def lwf_loss(
             f"logits are {tuple(logits.shape)} and the old ones {tuple(old_logits.shape)}; one shape "
             "(examples, ..., classes) is needed"
         )
-    dtype = at_least_fp32(logits.dtype)
-    targets = (old_logits.detach().to(dtype) / temperature).softmax(-1)
-    loss = mean_over(cross_entropy(targets, logits.to(dtype) / temperature), mask)
+    logits, old_logits = selected(mask, wide(logits), old_logits.detach())
+    targets = log_probabilities(old_logits.to(logits.dtype), temperature).exp()
+    loss = mean_or_zero(cross_entropy(targets, log_probabilities(logits, temperature)))
     return temperature**2 * loss if rescale else loss
 
 
@@ -92,21 +92,12 @@ class LwF(nn.Module):
                 looked at; several inputs are a tuple, in such a pair.
 
         Raises:
-            ValueError: there is no example, or outputs have different shapes.
+            ValueError: there is no example; outputs are not one row for each, or of different shapes (`OnlineLwF` takes
+                these).
             TypeError: a batch is something else, or an output is no tensor.
         """
-        found: list[Tensor] = []
-        with evaluating(model), torch.no_grad():
-            for batch in batches:
-                found.append(examples.outputs(model, examples.inputs_and_labels(batch)[0]))
-                if found[-1].shape[1:] != found[0].shape[1:]:
-                    raise ValueError(
-                        f"outputs of an example are {tuple(found[0].shape[1:])} in one batch and "
-                        f"{tuple(found[-1].shape[1:])} in another; one shape is needed (see OnlineLwF)"
-                    )
-        if not sum(map(len, found)):
-            raise ValueError("batches hold no example; at least 1 is needed")
-        self.recorded = torch.cat(found).detach().to(self.recorded.device)
+        inputs = (examples.inputs_and_labels(batch)[0] for batch in batches)
+        self.recorded = examples.all_outputs(model, inputs).to(self.recorded.device)
         return self
 
     def forward(self, logits: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:

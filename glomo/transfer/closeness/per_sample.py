@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from glomo.transfer.closeness.anchors import at_least_fp32
-from glomo.transfer.closeness.examples import Inputs, rows
+from glomo.nn.precision import at_least_fp32
+from glomo.transfer.examples import Inputs, rows
 
 Value = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """(model, inputs, labels) -> a number for each example (examples,)."""

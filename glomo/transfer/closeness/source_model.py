@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glomo.transfer.closeness.examples import check_tensor
+from glomo.transfer.examples import check_tensor
 
 
 class SourceModel(nn.Module):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glomo.nn.precision import wide
 from glomo.transfer.domains.gradient_reversal import GradientReversal
 
 
@@ -83,7 +84,7 @@ class DomainAdversary(nn.Module):
         self._check(features)
         rows = [part.flatten(0, -2) for part in features]
         logits = self.classifier(self.reversal(torch.cat(rows)))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(logits)
         losses, shares = [], []
         for domain, part in enumerate(logits.split([len(row) for row in rows])):
             wanted = torch.full((len(part),), domain, device=part.device)

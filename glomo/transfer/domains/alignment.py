@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glomo.nn.precision import wide
+
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -28,7 +30,7 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
     """
     _check(source, target)
     with torch.autocast(source.device.type, enabled=False):
-        difference = _covariance(_wide(source)) - _covariance(_wide(target))
+        difference = _covariance(wide(source)) - _covariance(wide(target))
         return difference.square().sum() / (4 * source.size(1) ** 2)
 
 
@@ -57,7 +59,7 @@ def mmd(source: Tensor, target: Tensor, widths: Sequence[float] = WIDTHS, unit: 
     if not widths or min(widths) <= 0 or (unit is not None and unit <= 0):
         raise ValueError(f"widths are {tuple(widths)} and unit is {unit}; numbers above 0 are needed")
     with torch.autocast(source.device.type, enabled=False):
-        source, target = _wide(source), _wide(target)
+        source, target = wide(source), wide(target)
         distances = [_squared_distances(*pair) for pair in ((source, source), (target, target), (source, target))]
         squared_unit = _mean_squared_distance(*distances) if unit is None else unit**2
         within_s, within_t, between = (
@@ -87,10 +89,6 @@ def _mean_of_others(kernel: Tensor) -> Tensor:
     """The mean without the diagonal."""
     n = len(kernel)
     return (kernel.sum() - kernel.diagonal().sum()) / (n * (n - 1))
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _check(source: Tensor, target: Tensor) -> None:

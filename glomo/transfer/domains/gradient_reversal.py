@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glomo.nn.precision import at_least_fp32
+
 DANN_RATE = 0.01
 """mu_0, the highest learning rate of DANN's training (SGD, momentum 0.9)"""
 
@@ -81,7 +83,7 @@ def gradient_reversal(x: Tensor, weight: float | Tensor) -> Tensor:
     else:
         if not weight >= 0:
             raise ValueError(f"weight is {weight}; at least 0 is needed, the sign is turned here")
-        weight = torch.tensor(weight, dtype=torch.promote_types(x.dtype, torch.float32))
+        weight = torch.tensor(weight, dtype=at_least_fp32(x.dtype))
     reversed_: Tensor = _Reversal.apply(x, weight)
     return reversed_
 

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from glomo.nn.precision import wide
+
 
 def project(features: Tensor, method: Literal["pca", "tsne"] = "pca", seed: int = 0) -> Tensor:
     """Two coordinates for each example, (N, 2), on the CPU; `glomo.plots.domain_map` draws them.
@@ -33,7 +35,7 @@ def project(features: Tensor, method: Literal["pca", "tsne"] = "pca", seed: int 
     """
     if features.dim() != 2 or len(features) < 2 or not features.size(1):
         raise ValueError(f"features have the shape {tuple(features.shape)}; (examples, dim), at least 2, are needed")
-    features = features.detach().cpu().to(torch.promote_types(features.dtype, torch.float32))
+    features = wide(features.detach().cpu())
     if not bool(features.isfinite().all()):
         raise ValueError("features hold a number that is not finite; finite ones are needed")
     if method == "pca":

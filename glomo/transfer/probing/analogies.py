@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glomo.errors import UserError
+from glomo.nn.precision import wide
 from glomo.transfer.probing.correlation import spearman
 
 Question = tuple[str, str, str, str]
@@ -204,7 +205,7 @@ def _table(
     first: dict[str, int] = {}
     for row, word in enumerate(words):
         first.setdefault(name_of(word), row)
-    kept = vectors.detach()[list(first.values())].to(torch.promote_types(vectors.dtype, torch.float32))
+    kept = wide(vectors.detach()[list(first.values())])
     return F.normalize(kept, dim=-1), {word: row for row, word in enumerate(first)}, name_of
 
 

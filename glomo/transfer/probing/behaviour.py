@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from glomo.nn.awd_lstm import LSTMLanguageModel
+from glomo.nn.precision import at_least_fp32
 from glomo.nn.transformer import LanguageModel
 from glomo.transfer.probing.agreement import MinimalPair
-from glomo.transfer.probing.evaluation import evaluating
+from glomo.transfer.probing.evaluation import observing
 
 NextUnit = Callable[[Sequence[int]], Tensor]
 """Units so far, none at the beginning -> log-probabilities (V,) of the next one."""
@@ -45,10 +46,10 @@ def next_unit(model: LanguageModel | LSTMLanguageModel) -> NextUnit:
     def log_probabilities(units: Sequence[int]) -> Tensor:
         device = next(model.parameters()).device
         read = torch.tensor([[model.end, *units]], device=device)
-        with evaluating(model):
+        with observing(model):
             hidden = model.encoder(read).raw if isinstance(model, LSTMLanguageModel) else model.hidden(read)
             logits = model.logits(hidden[0, -1])
-            return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            return logits.log_softmax(-1, dtype=at_least_fp32(logits.dtype))
 
     return log_probabilities
 

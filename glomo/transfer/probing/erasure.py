@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from glomo.nn.precision import wide
 from glomo.transfer.probing.evaluation import hooked
 
 Unit = TypeVar("Unit")
@@ -141,4 +142,4 @@ def _scores(score: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     found = score(features)
     if found.shape != features.shape[:1]:
         raise ValueError(f"the score is {tuple(found.shape)}; ({len(features)},), one a row, is needed")
-    return found.detach().to(torch.promote_types(found.dtype, torch.float32))
+    return wide(found.detach())

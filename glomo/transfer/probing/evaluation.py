@@ -10,27 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from glomo.transfer.modes import evaluating
+
 Place = Callable[[nn.Module, str], RemovableHandle]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards, also after an exception, every module is in the mode that it was
-    in (a frozen part may have been in another one than the rest).
-
-    PyTorch's fused encoder layers are off: they go past the modules that hooks look at.
-    """
-    modes = {module: module.training for module in model.modules()}
+def observing(model: nn.Module) -> Iterator[None]:
+    """`evaluating`, without gradients and without PyTorch's fused encoder layers, which go past the modules that hooks
+    look at."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glomo.transfer.probing.evaluation import evaluating, first_tensor, hooked, named, numbered
+from glomo.nn.precision import at_least_fp32
+from glomo.transfer.probing.evaluation import first_tensor, hooked, named, numbered, observing
 
 Pool = Literal["units", "mean", "last", "max"]
 
@@ -64,7 +65,7 @@ def layer_features(
     names = [name for name, _ in model.named_modules() if name] if everything else list(modules)
     recorder = _Recorder(pool, batch_first, torch.device(device))
     count = 0
-    with evaluating(model), hooked(named(model, names), recorder.place):
+    with observing(model), hooked(named(model, names), recorder.place):
         for batch, own in _with_lengths(batches, lengths):
             count += 1
             recorder.begin(own)
@@ -186,6 +187,6 @@ def _taken(
     padding = ~real.reshape(*real.shape, *[1] * (output.dim() - 2))
     if pool == "max":
         return output.masked_fill(padding, float("-inf")).amax(1).to(device)
-    wide = torch.promote_types(output.dtype, torch.float32)  # thousands of units are more than bf16 can add
+    wide = at_least_fp32(output.dtype)  # thousands of units are more than bf16 can add
     total = output.masked_fill(padding, 0).sum(1, dtype=wide)
     return (total / lengths.reshape(-1, *[1] * (total.dim() - 1))).to(device, output.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from glomo.transfer.probing.evaluation import evaluating, hooked, numbered
+from glomo.transfer.probing.evaluation import hooked, numbered, observing
 
 
 def attention_maps(model: nn.Module, *inputs: Any, **named_inputs: Any) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def attention_maps(model: nn.Module, *inputs: Any, **named_inputs: Any) -> dict[
     def taking(module: nn.Module, name: str) -> RemovableHandle:
         return module.register_forward_hook(after(name))
 
-    with evaluating(model), hooked(attentions, asking), hooked(attentions, taking):
+    with observing(model), hooked(attentions, asking), hooked(attentions, taking):
         model(*inputs, **named_inputs)
     if not found:
         ran = "none of them ran" if attentions else "it has none"

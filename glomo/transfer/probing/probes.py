@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glomo.nn.precision import at_least_fp32
 from glomo.transfer.probing.correlation import spearman
 from glomo.transfer.probing.probe_model import LINEAR, Features, Probe, ProbeSettings, layers_of
 from glomo.transfer.probing.splits import Split, check_split, seeded, split_documents
@@ -218,7 +219,7 @@ def _outputs(model: Probe, layers: list[Tensor], rows: Tensor) -> Tensor:
 
 def _kind(layers: list[Tensor]) -> tuple[torch.dtype, torch.device]:
     """At least fp32, where the features are."""
-    return torch.promote_types(layers[0].dtype, torch.float32), layers[0].device
+    return at_least_fp32(layers[0].dtype), layers[0].device
 
 
 def _split(split: Split | None, documents: Documents | None, rows: int, seed: int) -> Split:

@@ -6,7 +6,7 @@ from glomo.transfer.signal.distillation import distillation_loss
 from glomo.transfer.signal.multitask import SharedBottom, SharedMiddle, weighted_loss
 from glomo.transfer.signal.negative_transfer import TransferEffect, transfer_effect
 from glomo.transfer.signal.perturbations import add_noise, drop_units, embedding_noise, mask_units
-from glomo.transfer.signal.recording import fingerprint, record, recorded
+from glomo.transfer.signal.recording import batches_fingerprint, record, recorded
 from glomo.transfer.signal.sampling import RoundRobin, TaskSampler, annealed_alpha, task_batches
 from glomo.transfer.signal.signal_annealing import tsa_loss, tsa_threshold
 from glomo.transfer.signal.slices import SliceHeads, slice_members
@@ -22,12 +22,12 @@ __all__ = [
     "TransferEffect",
     "add_noise",
     "annealed_alpha",
+    "batches_fingerprint",
     "consistency_loss",
     "consistency_ramp",
     "distillation_loss",
     "drop_units",
     "embedding_noise",
-    "fingerprint",
     "mask_units",
     "record",
     "recorded",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from glomo.transfer.signal.divergence import mean_log_probabilities
+from glomo.transfer.divergence import mean_log_probabilities
 
 
 class Ensemble(nn.Module):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from glomo.transfer.signal.divergence import kl_divergence, log_probabilities, mean_or_zero, selected
+from glomo.transfer.divergence import kl_divergence, log_probabilities, mean_or_zero, selected
 
 
 def consistency_loss(

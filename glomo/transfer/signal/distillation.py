@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from glomo.transfer.signal.divergence import (
+from glomo.transfer.divergence import (
     check_labels,
     kl_divergence,
     log_probabilities,

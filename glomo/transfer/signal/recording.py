@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import safetensors
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glomo.errors import UserError
-from glomo.transfer.modes import evaluating
+from glomo.transfer.examples import all_outputs
 
 Batch = Tensor | Sequence[Tensor]
 """the inputs of a model: one tensor, or several for `model(*inputs)`; the first dimension is the examples'"""
@@ -36,29 +36,15 @@ def record(model: nn.Module, batches: Iterable[Batch], path: str | os.PathLike[s
         TypeError: the model gives something else than one tensor.
         ValueError: there is no example; outputs are not one row for each, or of different shapes.
     """
-    found: list[Tensor] = []
     digest = hashlib.sha256()
-    with torch.no_grad(), evaluating(model):
+
+    def noted() -> Iterator[tuple[Tensor, ...]]:
         for batch in batches:
             inputs = _inputs(batch)
-            output = model(*inputs)
-            if not isinstance(output, Tensor):
-                raise TypeError(f"the model gives {type(output).__name__}; one tensor of logits is needed")
-            if not output.dim() or len(output) != len(inputs[0]):
-                raise ValueError(
-                    f"the model gives an output of shape {tuple(output.shape)} for {len(inputs[0])} examples; one row "
-                    "for each is needed"
-                )
-            if found and output.shape[1:] != found[0].shape[1:]:
-                raise ValueError(
-                    f"the model gives outputs of shape {tuple(found[0].shape)} and of {tuple(output.shape)}; after the "
-                    "first dimension they must be equal"
-                )
-            found.append(output.cpu())
             _add(digest, inputs)
-    outputs = torch.cat(found) if found else torch.empty(0)
-    if not len(outputs):
-        raise ValueError("there is no example to record outputs of; at least one is needed")
+            yield inputs
+
+    outputs = all_outputs(model, noted())
     data = safetensors.torch.save({"outputs": outputs.contiguous()}, {"fingerprint": digest.hexdigest()})
     target = Path(path)
     temporary = target.with_name(f".tmp-{target.name}")  # a death while writing leaves the old file, or none
@@ -83,7 +69,7 @@ def recorded(path: str | os.PathLike[str], batches: Iterable[Batch]) -> Tensor:
             outputs: Tensor = file.get_tensor("outputs")
     except (safetensors.SafetensorError, KeyError) as error:
         raise UserError(f"{path} is no record of outputs, or is damaged ({error}); record them again") from None
-    found = fingerprint(batches)
+    found = batches_fingerprint(batches)
     if found != known:
         raise UserError(
             f"{path} holds outputs for other examples: their fingerprint is {known[:12]}, and that of the given ones "
@@ -92,7 +78,7 @@ def recorded(path: str | os.PathLike[str], batches: Iterable[Batch]) -> Tensor:
     return outputs
 
 
-def fingerprint(batches: Iterable[Batch]) -> str:
+def batches_fingerprint(batches: Iterable[Batch]) -> str:
     """The sha256 (hex) of examples in their order, whatever the sizes of the batches; padding counts as content."""
     digest = hashlib.sha256()
     for batch in batches:

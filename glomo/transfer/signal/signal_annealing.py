@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from glomo.transfer.signal.divergence import check_labels, log_probabilities, mean_or_zero
+from glomo.transfer.divergence import check_labels, log_probabilities, mean_or_zero
 
 
 def tsa_threshold(step: int, steps: int, classes: int, schedule: Literal["linear", "exp", "log"] = "linear") -> float:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.transfer.signal.divergence import check_labels, log_probabilities, mean_or_zero
+from glomo.nn.precision import wide
+from glomo.transfer.divergence import check_labels, log_probabilities, mean_or_zero
 
 Example = TypeVar("Example")
 
@@ -94,8 +95,8 @@ class SliceHeads(nn.Module):
         everyone = torch.ones_like(members[:, 0])
         for prediction, chosen in zip(predictions, [everyone, *members.unbind(1)], strict=True):
             total = total + mean_or_zero(_cross_entropy(prediction[chosen], labels[chosen]))
-        wide = torch.promote_types(indicated.dtype, torch.float32)
-        entropies = F.binary_cross_entropy_with_logits(indicated.to(wide), members.to(wide), reduction="none")
+        indicated = wide(indicated)
+        entropies = F.binary_cross_entropy_with_logits(indicated, members.to(indicated.dtype), reduction="none")
         return total + mean_or_zero(entropies, len(features))
 
     def _heads(self, features: Tensor) -> tuple[Tensor, list[Tensor], Tensor | None]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glomo.nn.precision import at_least_fp32
 from glomo.transfer.structure.adapter import Adapter
 from glomo.transfer.structure.widths import at_least_one
 
@@ -41,6 +42,8 @@ class LoRA(Adapter):
     """
 
     mergeable = True
+    drops = True
+    """whether there is an input to drop, which A alone reads"""
 
     def __init__(
         self,
@@ -55,6 +58,11 @@ class LoRA(Adapter):
         at_least_one(r=r)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; a probability from 0 to below 1 is needed")
+        if dropout and not self.drops:
+            raise ValueError(
+                f"dropout is {dropout}, but for {', '.join(shapes)} the sum of the weights is formed, and there is no "
+                "input to drop; 0 is needed"
+            )
         self.names, self.scale, self.dropout = tuple(shapes), alpha / r, dropout
         for name, (rows, *others) in shapes.items():
             a = torch.empty(r, torch.Size(others).numel())
@@ -69,7 +77,7 @@ class LoRA(Adapter):
     def _sum(self, name: str, weight: Tensor) -> Tensor:
         """W + (alpha / r) B A, in fp32 at least."""
         a, b = (getattr(self, matrix) for matrix in self._matrices(name))
-        dtype = torch.promote_types(weight.dtype, torch.promote_types(a.dtype, torch.float32))
+        dtype = torch.promote_types(weight.dtype, at_least_fp32(a.dtype))
         return weight.to(dtype) + ((self.scale * b.to(dtype)) @ a.to(dtype)).view_as(weight)
 
     @staticmethod

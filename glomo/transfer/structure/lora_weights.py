@@ -4,7 +4,7 @@ LoRA for a module."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,21 +27,8 @@ class WeightLoRA(LoRA):
         ValueError: as :class:`LoRA`; or dropout is not 0: there is no input that A alone reads.
     """
 
-    def __init__(
-        self,
-        shapes: Mapping[str, Sequence[int]],
-        r: int = 8,
-        alpha: float = 8.0,
-        dropout: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(shapes, r, alpha, dropout, generator)
-        if dropout:
-            raise ValueError(
-                f"dropout is {dropout}, but for {', '.join(shapes)} the sum of the weights is formed, and there is no "
-                "input to drop; 0 is needed"
-            )
-        self._flat: tuple[list[Any], list[Any]] | None = None
+    drops = False
+    _flat: tuple[list[Any], list[Any]] | None = None
 
     def attach(self, module: nn.Module) -> None:
         self._handles = [

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glomo.nn.precision import at_least_fp32
 from glomo.transfer.structure.adapter import ParallelAdapter, SerialAdapter
 from glomo.transfer.structure.insertion import Make
 from glomo.transfer.structure.widths import at_least_one
@@ -87,7 +88,7 @@ class ParallelResidual(ParallelAdapter):
 
     def merged_weights(self, module: nn.Module) -> dict[str, Tensor]:
         weight = module.get_parameter("weight")
-        merged = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        merged = weight.to(at_least_fp32(weight.dtype), copy=True)
         centre = (slice(None), slice(None), *(slice(size // 2, size // 2 + 1) for size in weight.shape[2:]))
         merged[centre] += self.weight
         return {"weight": merged}

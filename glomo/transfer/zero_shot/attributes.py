@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.transfer.zero_shot.tables import check_distinct, wide
+from glomo.nn.precision import wide
+from glomo.transfer.zero_shot.tables import check_distinct
 
 
 class AttributeTable(nn.Module):

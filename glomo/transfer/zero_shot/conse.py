@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glomo.transfer.zero_shot.tables import wide
+from glomo.nn.precision import wide
 
 
 def conse_embedding(probabilities: Tensor, labels: Tensor, top: int = 10) -> Tensor:

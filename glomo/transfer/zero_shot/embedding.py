@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glomo.transfer.zero_shot.tables import wide
+from glomo.nn.precision import wide
 
 
 def label_scores(inputs: Tensor, labels: Tensor, cosine: bool = False) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glomo.nn.precision import wide
 from glomo.transfer.zero_shot.lexicon import BLANK, Lexicon
-from glomo.transfer.zero_shot.tables import wide
 
 _CHUNK = 4096  # pronunciations at a time: large lexicons need no more memory
 

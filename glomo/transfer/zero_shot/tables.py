@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-
-
-def wide(x: Tensor) -> Tensor:
-    """In fp32, or fp64 if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_distinct(names: Sequence[str], rows: Tensor, what: str) -> None:

@@ -173,6 +173,10 @@ def test_mistakes():
         LwF().record(model, [])
     with pytest.raises(ValueError, match=r"an example are \(2, 4\) in one batch and \(3, 4\) in another"):
         LwF().record(nn.Identity(), [torch.zeros(1, 2, 4), torch.zeros(1, 3, 4)])
+    with pytest.raises(ValueError, match=r"an output of shape \(44,\) for 11 examples; one row for each is needed"):
+        LwF().record(nn.Flatten(0), [x])
+    with pytest.raises(ValueError, match=r"mask is torch.bool of shape \(3,\); a boolean one of shape \(2,\)"):
+        lwf(torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(3).bool())
     with pytest.raises(TypeError, match="a batch is a tuple of 3; inputs alone or a pair"):
         LwF().record(model, [(x, x, x)])
     with pytest.raises(TypeError, match="a batch's inputs are a str"):

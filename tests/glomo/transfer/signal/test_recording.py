@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from glomo.errors import UserError
-from glomo.transfer.signal import distillation_loss, fingerprint, record, recorded
+from glomo.transfer.signal import batches_fingerprint, distillation_loss, record, recorded
 
 
 class Teacher(nn.Module):
@@ -78,9 +78,9 @@ def test_modes_and_statistics_stay(tmp_path):
 
 def test_fingerprint_is_of_content_and_order_alone():
     units, lengths = examples()
-    known = fingerprint(batches(11, (units, lengths)))
-    assert fingerprint(batches(2, (units, lengths))) == known
-    assert fingerprint(batches(2, (units.T.contiguous().T, lengths))) == known
+    known = batches_fingerprint(batches(11, (units, lengths)))
+    assert batches_fingerprint(batches(2, (units, lengths))) == known
+    assert batches_fingerprint(batches(2, (units.T.contiguous().T, lengths))) == known
     changed = units.clone()
     changed[7, 3] += 1
     order = torch.arange(11).flip(0)
@@ -94,18 +94,20 @@ def test_fingerprint_is_of_content_and_order_alone():
         (lengths, units),
         (units,),
     ]
-    found = [fingerprint(batches(4, other)) for other in others]
+    found = [batches_fingerprint(batches(4, other)) for other in others]
     assert len({known, *found}) == len(others) + 1
-    assert fingerprint([units]) == fingerprint([(units,)]) == found[-1]
+    assert batches_fingerprint([units]) == batches_fingerprint([(units,)]) == found[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.complex64, torch.float64])
 def test_fingerprint_of_any_type(dtype):
     x = (torch.arange(6).view(3, 2) > 2).to(dtype)
-    assert fingerprint([x]) == fingerprint([x[:1], x[1:]]) != fingerprint([~(x > 0) if dtype == torch.bool else x + 1])
-    assert len(fingerprint([x[:, 0], x[:0, 0]])) == 64
-    assert fingerprint([torch.zeros(3)]) != fingerprint([torch.zeros(3, dtype=torch.int32)])  # the same bytes
-    assert fingerprint([torch.zeros(3, 0)]) != fingerprint([torch.zeros(2, 0)])
+    other = ~(x > 0) if dtype == torch.bool else x + 1
+    assert batches_fingerprint([x]) == batches_fingerprint([x[:1], x[1:]]) != batches_fingerprint([other])
+    assert len(batches_fingerprint([x[:, 0], x[:0, 0]])) == 64
+    same_bytes = torch.zeros(3, dtype=torch.int32)
+    assert batches_fingerprint([torch.zeros(3)]) != batches_fingerprint([same_bytes])
+    assert batches_fingerprint([torch.zeros(3, 0)]) != batches_fingerprint([torch.zeros(2, 0)])
 
 
 def test_half_precision_comes_back_as_it_was(tmp_path):
@@ -121,7 +123,7 @@ def test_outputs_by_position(tmp_path):
     model = nn.Embedding(10, 3)
     units = examples()[0]
     assert record(model, [units[:4], units[4:]], tmp_path / "t").shape == (11, 6, 3)
-    with pytest.raises(ValueError, match=r"outputs of shape \(4, 6, 3\) and of \(7, 5, 3\)"):
+    with pytest.raises(ValueError, match=r"an example are \(6, 3\) in one batch and \(5, 3\) in another"):
         record(model, [units[:4], units[4:, :5]], tmp_path / "t")
     assert len(recorded(tmp_path / "t", [units])) == 11  # the file from before is whole
 
@@ -129,7 +131,7 @@ def test_outputs_by_position(tmp_path):
 def test_other_examples_are_refused(tmp_path):
     path = tmp_path / "t"
     record(teacher(), batches(4, examples()), path)
-    known, found = (fingerprint([examples(seed=seed)])[:12] for seed in (0, 1))
+    known, found = (batches_fingerprint([examples(seed=seed)])[:12] for seed in (0, 1))
     with pytest.raises(UserError, match=f"other examples: their fingerprint is {known}, and .* given ones {found}"):
         recorded(path, batches(4, examples(seed=1)))
 
@@ -148,18 +150,18 @@ def test_damaged_files_are_refused(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    with pytest.raises(ValueError, match="there is no example"):
+    with pytest.raises(ValueError, match="batches hold no example"):
         record(teacher(), [], tmp_path / "t")
     x = torch.zeros(4, 2)
     with pytest.raises(ValueError, match=r"an output of shape \(8,\) for 4 examples; one row for each is needed"):
         record(nn.Flatten(0), [x], tmp_path / "t")
     with pytest.raises(ValueError, match=r"an output of shape \(\) for 4 examples"):
         record(nn.MSELoss(), [(x, x)], tmp_path / "t")
-    with pytest.raises(TypeError, match="the model gives tuple; one tensor of logits is needed"):
+    with pytest.raises(TypeError, match="the model returns a tuple; a tensor of outputs"):
         record(nn.LSTM(3, 2), [torch.zeros(1, 2, 3)], tmp_path / "t")
     with pytest.raises(ValueError, match=r"as many examples each; the given one has \[3, 2\]"):
-        fingerprint([(torch.zeros(3, 2), torch.zeros(2))])
+        batches_fingerprint([(torch.zeros(3, 2), torch.zeros(2))])
     with pytest.raises(ValueError, match=r"the given one has \[None\]"):
-        fingerprint([torch.zeros(())])
+        batches_fingerprint([torch.zeros(())])
     with pytest.raises(ValueError, match="has nothing"):
-        fingerprint([()])
+        batches_fingerprint([()])

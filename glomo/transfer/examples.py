@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from glomo.transfer.modes import evaluating
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is called with, examples first: one tensor, several in their order, or several by name."""
@@ -43,6 +46,34 @@ def outputs(model: nn.Module, inputs: Inputs) -> Tensor:
     if isinstance(inputs, dict):
         return check_tensor(model(**inputs))
     return check_tensor(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+
+
+def all_outputs(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
+    """The model's outputs (N, ...) on the CPU, without gradients, of all examples in their order, in evaluation mode;
+    afterwards its modules have their own modes again.
+
+    Raises:
+        TypeError: an output is no tensor.
+        ValueError: there is no example; outputs are not one row for each, or of different shapes.
+    """
+    found: list[Tensor] = []
+    with evaluating(model), torch.no_grad():
+        for inputs in batches:
+            output, needed = outputs(model, inputs), count(inputs)
+            if not output.dim() or len(output) != needed:
+                raise ValueError(
+                    f"the model returns an output of shape {tuple(output.shape)} for {needed} examples; one row for "
+                    "each is needed"
+                )
+            if found and output.shape[1:] != found[0].shape[1:]:
+                raise ValueError(
+                    f"outputs of an example are {tuple(found[0].shape[1:])} in one batch and "
+                    f"{tuple(output.shape[1:])} in another; one shape is needed"
+                )
+            found.append(output.cpu())
+    if not sum(map(len, found)):
+        raise ValueError("batches hold no example; at least 1 is needed")
+    return torch.cat(found)
 
 
 def check_tensor(found: Any) -> Tensor:

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from glomo.nn.precision import wide
+
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature) over the last dimension, in fp32 at least. Raises ValueError for a temperature
     that is not above 0."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; a number above 0 is needed")
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return (logits.to(wide) / temperature).log_softmax(-1)
+    return (wide(logits) / temperature).log_softmax(-1)
 
 
 def mean_log_probabilities(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
@@ -35,6 +36,11 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     absent = log_p.exp() == 0
     difference = log_p.masked_fill(absent, 0.0) - log_q.masked_fill(absent, 0.0)
     return (log_p.exp() * difference).sum(-1)
+
+
+def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
+    """- sum_k p_k log q_k, (..., K) -> (...). A class with p_k = 0 adds nothing, also where q_k is 0."""
+    return -(p * log_q.masked_fill(p == 0, 0.0)).sum(-1)
 
 
 def selected(mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
