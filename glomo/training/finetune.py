@@ -35,7 +35,7 @@ from glomo.training.staging import Staging
 from glomo.training.texts import fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
-from glomo.training.unlabelled import Stream, Unlabelled
+from glomo.training.unlabelled import Unlabelled, UnlabelledTexts
 from glomo.transfer import auxiliary_weight
 
 
@@ -187,7 +187,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     stream = None
     if config.unlabelled.method != "none":
         options = (vocabulary, config.data.length, backward, config.train.batch_size, config.train.steps)
-        stream = Stream(config.unlabelled, model, *options, config.train.seed, world)
+        stream = UnlabelledTexts(config.unlabelled, model, *options, config.train.seed, world)
 
     def before_step(step: int) -> float:
         nonlocal weight

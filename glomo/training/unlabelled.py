@@ -81,7 +81,7 @@ class Unlabelled:
         return unlabelled(self.text, (self.dataset,) if self.dataset else (), self.column)
 
 
-class Stream(nn.Module):
+class UnlabelledTexts(nn.Module):
     """The unlabelled texts beside a run's labelled ones: which of them a step reads is a function of (seed, step), as
     with those. Its buffers (the mean teacher's weights) are saved with the rest."""
 

@@ -14,7 +14,7 @@ from glomo.transfer.closeness.per_sample import SquaredGradients
 from glomo.transfer.examples import Inputs
 from glomo.transfer.modes import evaluating
 
-Labels = Literal["sample", "all", "true"]
+Labels = Literal["sample", "all", "empirical"]
 Logits = Callable[[nn.Module, Any], Tensor]
 
 
@@ -37,7 +37,8 @@ def diagonal_fisher(
 
     - "sample": one y, drawn from the model itself, for each example;
     - "all": all classes, each by its probability: exact, and as many passes as there are classes;
-    - "true": the label that is given (the empirical Fisher, which is not the Fisher of a model that fits its data).
+    - "empirical": the label that is given: the empirical Fisher information, which is that of the model only where the
+      model fits its data.
 
     Where an example has many places (examples, ..., K), log p(y | x) is the sum of the log-probabilities of its units,
     each given what really stands before it; "sample" draws each of them.
@@ -62,13 +63,13 @@ def diagonal_fisher(
 
     Raises:
         ValueError: there is no example; the labels' shape is not that of the logits; a label is no class; labels are
-            missing for "true"; "all" for outputs of several places.
+            missing for "empirical"; "all" for outputs of several places.
         TypeError: a batch is neither inputs nor a pair, or the model does not return a tensor.
 
-    Source: Kirkpatrick et al., PNAS 2017; Martens, JMLR 2020 (drawn labels or true ones).
+    Source: Kirkpatrick et al., PNAS 2017; Martens, JMLR 2020 (drawn labels or given ones).
     """
     if labels not in get_args(Labels):
-        raise ValueError(f"labels is {labels!r}; 'sample', 'all' or 'true' is needed")
+        raise ValueError(f"labels is {labels!r}; 'sample', 'all' or 'empirical' is needed")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     compute = logits or examples.outputs
@@ -98,7 +99,7 @@ def _targets(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(labels, weight of each example) of which the squared gradients are summed."""
     ones = torch.ones(len(given), device=given.device)
-    if kind == "true":
+    if kind == "empirical":
         yield given, ones
     elif kind == "sample":
         yield _drawn(logits, given, generator, ignore), ones
@@ -132,8 +133,8 @@ def _log_likelihood(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
 
 def _checked(given: Tensor | None, logits: Tensor, kind: Labels, ignore: int) -> Tensor:
     """The labels on the logits' device, zeros if there are none."""
-    if given is None and kind == "true":
-        raise ValueError("labels is 'true' and a batch has none; batches must be pairs (inputs, labels)")
+    if given is None and kind == "empirical":
+        raise ValueError("labels is 'empirical' and a batch has none; batches must be pairs (inputs, labels)")
     if given is None:
         given = torch.zeros(logits.shape[:-1], dtype=torch.long)
     if logits.dim() < 2 or given.shape != logits.shape[:-1]:
@@ -146,7 +147,7 @@ def _checked(given: Tensor | None, logits: Tensor, kind: Labels, ignore: int) ->
             f"labels is 'all' and the logits are {tuple(logits.shape)}; (examples, classes) is needed, or 'sample'"
         )
     asked, classes = given[given != ignore], logits.size(-1)
-    if kind == "true" and asked.numel() and not 0 <= int(asked.min()) <= int(asked.max()) < classes:
+    if kind == "empirical" and asked.numel() and not 0 <= int(asked.min()) <= int(asked.max()) < classes:
         raise ValueError(
             f"labels are from {int(asked.min())} to {int(asked.max())}; the model has the classes 0 to {classes - 1}"
         )

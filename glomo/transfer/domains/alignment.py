@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glomo.nn.precision import wide
 
-WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def coral(source: Tensor, target: Tensor) -> Tensor:
@@ -34,36 +34,36 @@ def coral(source: Tensor, target: Tensor) -> Tensor:
         return difference.square().sum() / (4 * source.size(1) ** 2)
 
 
-def mmd(source: Tensor, target: Tensor, widths: Sequence[float] = WIDTHS, unit: float | None = None) -> Tensor:
+def mmd(source: Tensor, target: Tensor, bandwidths: Sequence[float] = BANDWIDTHS, unit: float | None = None) -> Tensor:
     """The squared maximum mean discrepancy of two batches of features, unbiased: below 0 at times, where there is no
     difference.
 
     .. code-block:: text
 
         mean_{i != j} k(s_i, s_j) + mean_{i != j} k(t_i, t_j) - 2 mean_{i, j} k(s_i, t_j)
-        k(x, y) = mean over the widths w of exp(-||x - y||^2 / (2 (w unit)^2))
+        k(x, y) = mean over the bandwidths w of exp(-||x - y||^2 / (2 (w unit)^2))
 
     Args:
         source: (n, d).
         target: (m, d); m may be another number than n.
-        widths: of the Gaussian kernels, in units.
-        unit: of the widths. None: the root of the mean squared distance of any two examples of the batch, without a
-            gradient; it then depends on the batch.
+        bandwidths: of the Gaussian kernels, in units.
+        unit: of the bandwidths. None: the root of the mean squared distance of any two examples of the batch, without
+            a gradient; it then depends on the batch.
 
     Raises:
-        ValueError: the features' widths differ, a batch has fewer than 2 examples, or a kernel's width is not above 0.
+        ValueError: the features' widths differ, a batch has fewer than 2 examples, or a bandwidth is not above 0.
 
-    Source: Gretton et al., JMLR 2012, lemma 6; several widths: Long et al., ICML 2015.
+    Source: Gretton et al., JMLR 2012, lemma 6; several bandwidths: Long et al., ICML 2015.
     """
     _check(source, target)
-    if not widths or min(widths) <= 0 or (unit is not None and unit <= 0):
-        raise ValueError(f"widths are {tuple(widths)} and unit is {unit}; numbers above 0 are needed")
+    if not bandwidths or min(bandwidths) <= 0 or (unit is not None and unit <= 0):
+        raise ValueError(f"bandwidths are {tuple(bandwidths)} and unit is {unit}; numbers above 0 are needed")
     with torch.autocast(source.device.type, enabled=False):
         source, target = wide(source), wide(target)
         distances = [_squared_distances(*pair) for pair in ((source, source), (target, target), (source, target))]
         squared_unit = _mean_squared_distance(*distances) if unit is None else unit**2
         within_s, within_t, between = (
-            torch.stack([torch.exp(-d / (2 * w**2 * squared_unit)) for w in widths]).mean(0) for d in distances
+            torch.stack([torch.exp(-d / (2 * w**2 * squared_unit)) for w in bandwidths]).mean(0) for d in distances
         )
         return _mean_of_others(within_s) + _mean_of_others(within_t) - 2 * between.mean()
 

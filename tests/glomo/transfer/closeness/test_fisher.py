@@ -47,7 +47,7 @@ def test_true_labels():
     """mean_n (1[y = k] - p_k)^2 x_j^2."""
     model, x, p = regression()
     y = torch.randint(3, (11,))
-    found = diagonal_fisher(model, [(x[:2], y[:2]), (x[2:], y[2:])], labels="true")
+    found = diagonal_fisher(model, [(x[:2], y[:2]), (x[2:], y[2:])], labels="empirical")
     residual = np.eye(3)[y.numpy()] - p
     expected = np.mean([np.outer(residual[n] ** 2, x[n].numpy() ** 2) for n in range(11)], 0)
     np.testing.assert_allclose(found["weight"].numpy(), expected, rtol=1e-12)
@@ -122,7 +122,7 @@ def test_frozen_unused_and_tied_parameters(make_net, units):
     tied[1].weight = tied[0].weight
     with torch.no_grad():
         tied[0].weight.copy_(weight)
-    (found,) = diagonal_fisher(tied, [(x, torch.zeros(3).long())], labels="true").values()
+    (found,) = diagonal_fisher(tied, [(x, torch.zeros(3).long())], labels="empirical").values()
     expected = np.zeros((2, 2))
     for row in x.numpy():
         w = weight.numpy()
@@ -146,7 +146,9 @@ def test_a_sequence_is_one_example():
     model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 6)).double()
     units = torch.tensor([[1, 2, 3, 4], [5, 1, 0, 0], [2, 0, 0, 0]])
     following = torch.tensor([[2, 3, 4, 1], [1, 3, 0, 0], [0, 0, 0, 0]])
-    found = diagonal_fisher(model, [(units[:1], following[:1]), (units[1:], following[1:])], "true", ignore_index=0)
+    found = diagonal_fisher(
+        model, [(units[:1], following[:1]), (units[1:], following[1:])], "empirical", ignore_index=0
+    )
     expected = np.zeros(6)
     for row, labels in zip(units, following, strict=True):
         p = softmax(model(row).detach().numpy())
@@ -174,7 +176,7 @@ def test_a_language_model():
     fisher = diagonal_fisher(
         model,
         [(texts[:2, :-1], texts[:2, 1:]), (texts[2:, :-1], texts[2:, 1:])],
-        labels="true",
+        labels="empirical",
         logits=lambda model, units: model.logits(model.encoder(units).raw),
         ignore_index=0,
     )
@@ -222,14 +224,14 @@ def test_mistakes():
         diagonal_fisher(model, [])
     with pytest.raises(ValueError, match="batches hold no example"):
         diagonal_fisher(model, [x[:0]])
-    with pytest.raises(ValueError, match="labels is 'empirical'; 'sample', 'all' or 'true'"):
-        diagonal_fisher(model, [x], labels="empirical")
-    with pytest.raises(ValueError, match="labels is 'true' and a batch has none"):
+    with pytest.raises(ValueError, match="labels is 'true'; 'sample', 'all' or 'empirical'"):
         diagonal_fisher(model, [x], labels="true")
+    with pytest.raises(ValueError, match="labels is 'empirical' and a batch has none"):
+        diagonal_fisher(model, [x], labels="empirical")
     with pytest.raises(ValueError, match=r"a batch's labels are \(10,\) and the logits \(11, 3\)"):
         diagonal_fisher(model, [(x, y[:10])])
     with pytest.raises(ValueError, match=r"labels are from 0 to 3; the model has the classes 0 to 2"):
-        diagonal_fisher(model, [(x, y + torch.arange(11) % 4)], labels="true")
+        diagonal_fisher(model, [(x, y + torch.arange(11) % 4)], labels="empirical")
     with pytest.raises(ValueError, match=r"labels is 'all' and the logits are \(11, 1, 3\)"):
         diagonal_fisher(model, [x[:, None]], labels="all")
     with pytest.raises(ValueError, match=r"a batch's labels are \(\) and the logits \(11,\)"):

@@ -141,8 +141,8 @@ def test_mistakes(loss):
         loss(x, x[:1])
 
 
-def test_mistakes_of_widths():
+def test_mistakes_of_bandwidths():
     x = torch.zeros(3, 4)
-    for widths, unit in (((), None), ((1.0, 0.0), None), ((1.0,), 0.0)):
+    for bandwidths, unit in (((), None), ((1.0, 0.0), None), ((1.0,), 0.0)):
         with pytest.raises(ValueError, match=r"numbers above 0 are needed"):
-            mmd(x, x, widths, unit)
+            mmd(x, x, bandwidths, unit)
