@@ -24,6 +24,8 @@ class Transformer(Embedded):
         graph: what layers of the kind "graph" mix; the source's units must be of its vocabulary. It is not kept.
     """
 
+    config: TransformerConfig
+
     def __init__(self, config: TransformerConfig, graph: GraphSource | None = None) -> None:
         super().__init__(config)
         self.encoder = Stack(config, config.kinds("encoder_attention"), graph=graph)

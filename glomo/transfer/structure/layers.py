@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from glomo.nn.transformer import LanguageModel, Transformer
-from glomo.nn.transformer_config import TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def initialise_from_language_model(transformer: Transformer, language_model: Lan
 
     Source: Ramachandran, Liu and Le, EMNLP 2017.
     """
-    own, given = cast(TransformerConfig, transformer.config), language_model.config
+    own, given = transformer.config, language_model.config
     for name in ("vocab_size", "dim", "heads", "ff", "norm", "positions"):
         _check_same(name, getattr(own, name), getattr(given, name))
     for name, value in (("max_length", "learned"), ("max_distance", "relative")):
