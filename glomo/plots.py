@@ -24,7 +24,8 @@ def heat_maps(graphs: Tensor, num_heads: int, words: Sequence[str], path: Path) 
     """One map per direction, layer and head: row = target, column = source, darker = larger weight.
 
     Args:
-        graphs: (2, N, T, T), N = layers * heads, as `GraphPredictor.graphs` gives them for one sentence.
+        graphs: (directions, N, T, T), N = layers * heads: 2 directions as `GraphPredictor.graphs` gives them for one
+            sentence, or 1 for weights of all units.
         num_heads: heads of a layer.
         words: T labels.
         path: where the PNG goes.
@@ -32,7 +33,7 @@ def heat_maps(graphs: Tensor, num_heads: int, words: Sequence[str], path: Path) 
     plt = _pyplot()
     layers = graphs.size(1) // num_heads
     side = max(1.6, 0.17 * len(words))
-    rows = 2 * layers
+    rows = len(graphs) * layers
     figure, axes = plt.subplots(
         rows, num_heads, figsize=(side * num_heads + 1.2, side * rows + 0.8), squeeze=False, layout="constrained"
     )
@@ -45,7 +46,7 @@ def heat_maps(graphs: Tensor, num_heads: int, words: Sequence[str], path: Path) 
             axis.set_xticks(range(len(words)), words if row == rows - 1 else [], rotation=90, fontsize=7)
             axis.set_yticks(range(len(words)), words if head == 0 else [], fontsize=7)
             axis.tick_params(length=0)
-        axes[row][0].set_ylabel(f"target ({DIRECTIONS[direction]})", fontsize=8)
+        axes[row][0].set_ylabel("target" if len(graphs) == 1 else f"target ({DIRECTIONS[direction]})", fontsize=8)
     figure.suptitle("weight with which a target (row) reads a source (column)", fontsize=9)
     _save(figure, path)
 

@@ -51,6 +51,25 @@ def test_plot_refuses_in_one_sentence(arguments, words, graph_folder, capsys):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_heat_map_for_each_direction_layer_and_head(directions, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    from glomo import plots
+
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    graphs = torch.rand(directions, 6, 3, 3)
+    plots.heat_maps(graphs, 3, ["a", "b", "c"], tmp_path / "x.png")
+    (figure,) = figures
+    shown = [torch.from_numpy(axis.get_images()[0].get_array().data) for axis in figure.axes]
+    assert torch.equal(torch.stack(shown), graphs.flatten(0, 1))
+    labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+    both = ["target (reads what came before)"] * 2 + ["target (reads what comes after)"] * 2
+    assert labels == (both if directions == 2 else ["target"] * 2)
+    below = figure.axes[-1]
+    assert [tick.get_text() for tick in below.get_xticklabels()] == ["a", "b", "c"]
+
+
 def test_arcs_are_the_links_that_are_strong_enough():
     from glomo.plots import _links
 

@@ -127,8 +127,7 @@ def head_statistics(weights: Tensor, lengths: Tensor | None = None) -> HeadStati
 def draw_maps(
     weights: Sequence[Tensor] | Mapping[str, Tensor], words: Sequence[str], path: Path, example: int = 0
 ) -> None:
-    """Heat maps (`glomo.plots.heat_maps`) of one sequence, a picture for each layer and head with the words along both
-    sides: what a unit reads of itself and of what came before, and, below, what it reads of what comes after.
+    """Heat maps (`glomo.plots.heat_maps`) of one sequence, one for each layer and head, with the words along both sides.
 
     Args:
         weights: a layer each, (B, heads, T or more, T or more), of as many heads: of `attention_maps`, or Hugging
@@ -154,4 +153,4 @@ def draw_maps(
     if not 0 <= example < batch:
         raise ValueError(f"example is {example}; from 0 to {batch - 1} are there")
     chosen = torch.cat([layer[example, :, :size, :size] for layer in layers]).detach().float().cpu()
-    heat_maps(torch.stack([chosen.tril(), chosen.triu(1)]), heads, words, path)
+    heat_maps(chosen[None], heads, words, path)

@@ -173,12 +173,9 @@ def test_pictures_show_every_weight_once(monkeypatch, tmp_path):
     monkeypatch.setattr("glomo.plots.heat_maps", heat_maps)
     layers = {name: torch.rand(2, 3, 5, 5).bfloat16() for name in ("a", "b")}
     draw_maps(layers, ["the", "cat", "sat"], tmp_path / "maps.png", example=1)
-    assert seen["graphs"].shape == (2, 6, 3, 3)
     assert seen["heads"] == 3
     expected = torch.cat([layer[1, :, :3, :3] for layer in layers.values()]).float()
-    assert torch.equal(seen["graphs"].sum(0), expected)
-    assert (seen["graphs"][0].triu(1) == 0).all()
-    assert (seen["graphs"][1].tril() == 0).all()
+    assert torch.equal(seen["graphs"], expected[None])
 
 
 def test_a_picture(tmp_path):
