@@ -127,7 +127,7 @@ def head_statistics(weights: Tensor, lengths: Tensor | None = None) -> HeadStati
 def draw_maps(
     weights: Sequence[Tensor] | Mapping[str, Tensor], words: Sequence[str], path: Path, example: int = 0
 ) -> None:
-    """Heat maps (`glomo.plots.heat_maps`) of one sequence, one for each layer and head, with the words along both sides.
+    """Heat maps (`glomo.plots.heat_maps`) of one sequence, one a layer and head, with the words along both sides.
 
     Args:
         weights: a layer each, (B, heads, T or more, T or more), of as many heads: of `attention_maps`, or Hugging
