@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
 from glomo.training.config import check_range
 from glomo.training.models import load_language_weights
+from glomo.training.staging import Staging
 from glomo.training.texts import running_units, unlabelled
 from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, diagonal_fisher
 from glomo.transfer.closeness.anchors import AnchoredPenalty
@@ -27,13 +28,17 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class Close:
-    """The [close] section. Raises UserError for values out of range."""
+    """The [close] section. Raises UserError for values out of range.
+
+    The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that is.
+    """
 
     method: Literal["none", "l2-sp", "parameters", "ewc"] = "none"
     """none; l2-sp, on weights; parameters, on all parameters of the language model; ewc, on those that its old texts
     depend on"""
     strength: float = 0.1
-    """alpha of l2-sp, lambda of the others; rows of units that are new to tune.init are held at its mean row"""
+    """alpha of l2-sp, lambda of the others; rows of units that are new to tune.init are held at its mean row. With 0
+    nothing is held, and weight decay works on these weights as it does without a penalty"""
     beta: float = 0.01
     """of l2-sp: strength on weights that tune.init lacks, towards zero"""
     text: tuple[str, ...] = ()
@@ -51,6 +56,11 @@ class Close:
         for name in ("samples", "length"):
             check_range(f"close.{name}", getattr(self, name), 1)
 
+    def __bool__(self) -> bool:
+        """Whether there is a penalty at all."""
+        factors = (self.strength, self.beta) if self.method == "l2-sp" else (self.strength,)
+        return self.method != "none" and any(factors)
+
 
 def make_penalty(
     close: Close,
@@ -66,7 +76,7 @@ def make_penalty(
     Raises UserError without ``init``, with adapters (then the old weights stay as they are anyway), and for ewc without
     old texts or with another vocabulary than that of ``init``.
     """
-    if close.method == "none":
+    if not close:
         return None
     if not init:
         raise UserError(f"close.method is {close.method!r}, which keeps weights near those of tune.init; that is empty")
@@ -97,14 +107,31 @@ def make_penalty(
     return penalty
 
 
-def with_penalty(loss: Loss, penalty: AnchoredPenalty) -> Loss:
-    """A task's loss with the penalty on top: of each process's share, whose weights sum to 1."""
+def with_penalty(loss: Loss, penalty: AnchoredPenalty, noted: dict[str, float]) -> Loss:
+    """A task's loss with the penalty on top: of each process's share, whose weights sum to 1. What it was is noted as
+    "penalty"."""
 
     def penalised(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         value, terms, units = loss(indices, generator)
-        return value + penalty(), terms, units
+        pull = penalty()
+        noted["penalty"] = float(pull.detach())
+        return value + pull, terms, units
 
     return penalised
+
+
+def check_learns(close: Close, penalty: AnchoredPenalty, staging: Staging, idle: Iterable[nn.Parameter] = ()) -> None:
+    """Raises UserError where nothing that the penalty pulls learns in any stage; ``idle`` are parameters that the loss
+    does not depend on."""
+    trained = {name for stage in staging.stages for name, rate in stage.rates.items() if rate}
+    learning = {id(p) for group in staging.groups if group.name in trained for p in group.parameters.values()}
+    pulled = penalty.pulled()
+    if not ({id(p) for p in pulled.values()} & (learning - {id(p) for p in idle})):
+        names = ", ".join(group.name for group in staging.groups if group.name in trained)
+        raise UserError(
+            f"close.method is {close.method!r}, but none of the {len(pulled)} parameters that it keeps near tune.init "
+            f"ever learns, only these layer groups do: {names}; another tune.method is needed, or close.method = 'none'"
+        )
 
 
 def penalties_in(extras: nn.Module | None) -> list[AnchoredPenalty]:

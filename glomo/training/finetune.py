@@ -20,7 +20,7 @@ from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
 from glomo.training.adapted import Adapters, insert_adapters
-from glomo.training.close import Close, make_penalty, with_penalty
+from glomo.training.close import Close, check_learns, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
@@ -222,14 +222,18 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
     if penalty is not None:
-        task.loss = with_penalty(loss, penalty)
+        task.loss = with_penalty(loss, penalty, task.noted)
     if stream is not None:
         task.identity["unlabelled"] = stream.fingerprint
     kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
-    return Work(config, task, model, valid, test, len(fitting), most_trainable(task))
+    staging = Staging(model, task.groups, task.stages, validates=True)
+    if penalty is not None:
+        idle = [] if weight or config.tune.method == "sequential" else unread(model)
+        check_learns(config.close, penalty, staging, idle)
+    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging))
 
 
 def make_classifier(
@@ -256,10 +260,14 @@ def make_classifier(
     return model, vocabulary, backward
 
 
-def most_trainable(task: Task) -> int:
-    """Parameters that learn in the stage in which most do. Raises UserError as `Staging`."""
-    assert task.stages is not None
-    staging = Staging(task.model, task.groups, task.stages, validates=True)
+def unread(model: DocumentClassifier) -> list[nn.Parameter]:
+    """Parameters of the language model that a classifier without an auxiliary loss does not read."""
+    encoder = model.language_model
+    return list(encoder.decoder.parameters()) if isinstance(encoder, LSTMLanguageModel) else []
+
+
+def most_trainable(staging: Staging) -> int:
+    """Parameters that learn in the stage in which most do."""
     sizes = {group.name: group.size for group in staging.groups}
     return max(sum(sizes[name] for name in stage.rates) for stage in staging.stages)
 

@@ -18,13 +18,14 @@ from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
-from glomo.training.close import Close, make_penalty, with_penalty
+from glomo.training.close import Close, check_learns, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import END, LanguageWeights, load_language_weights, model_meta
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
+from glomo.training.staging import Staging
 from glomo.training.texts import build_vocabulary, fingerprint, running_units, unlabelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
@@ -142,9 +143,11 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     of = (config.tune.init, config.train.seed, config.method.backward)
     penalty = make_penalty(config.close, model, model, vocabulary, *of)
     if penalty is not None:
-        task.extras, task.loss = penalty, with_penalty(task.loss, penalty)
+        task.extras, task.loss = penalty, with_penalty(task.loss, penalty, task.noted)
     if not config.tune.plain:
         task.stages = make_stages(config.tune, config.train, len(task.batches))
+        if penalty is not None:
+            check_learns(config.close, penalty, Staging(model, task.groups, task.stages, validates=True))
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:

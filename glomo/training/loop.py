@@ -90,7 +90,9 @@ class Task:
     """saved and restored with the rest"""
     extras: nn.Module | None = None
     """its buffers too (anchors of penalties, averages of weights); they are equal in all processes. What a penalty
-    anchors has no weight decay"""
+    pulls has no weight decay"""
+    noted: dict[str, float] = field(default_factory=dict)
+    """figures of a step that its loss puts here; they stand beside "loss" in the step's row of the metrics"""
 
 
 class Interrupted(Exception):
@@ -268,7 +270,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
 
                 # report, validate, save
                 rate = max(group["lr"] for group in optimizer.param_groups)
-                row = {"step": step, "loss": mean, "lr": rate, "grad_norm": norm}
+                row = {"step": step, "loss": mean, **task.noted, "lr": rate, "grad_norm": norm}
                 row |= {"stage": staging.stage.name} if task.stages else {}
                 row |= {"units": int(all_units), "seconds": round(seconds_before + time.monotonic() - begun, 3)}
                 last = step == config.steps

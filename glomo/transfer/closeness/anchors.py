@@ -47,6 +47,20 @@ class AnchoredPenalty(nn.Module):
         """
         return {name: self._checked(name, self.anchors.get_buffer(name)) for name in self.names}
 
+    def factors(self) -> dict[str, float]:
+        """{name: what the square of its difference counts, but for a factor above 0}; 1 for all unless a penalty says
+        otherwise."""
+        return dict.fromkeys(self.names, 1.0)
+
+    def pulled(self) -> dict[str, nn.Parameter]:
+        """Those of `penalised` whose factor is not 0.
+
+        Raises:
+            ValueError: as for `penalised`.
+        """
+        factors = self.factors()
+        return {name: parameter for name, parameter in self.penalised().items() if factors[name]}
+
     def differences(self) -> Iterator[tuple[str, Tensor]]:
         """(name, w - w_0) of every penalised parameter, in fp32 at least.
 

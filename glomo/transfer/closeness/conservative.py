@@ -47,6 +47,9 @@ class ConservativeParameters(AnchoredPenalty):
         super().__init__(model, parameters)
         self.strength = check_factor("strength", strength)
 
+    def factors(self) -> dict[str, float]:
+        return dict.fromkeys(self.names, self.strength)
+
     def forward(self) -> Tensor:
         """The penalty, a scalar."""
         squares = [difference.square().sum() for _, difference in self.differences()]

@@ -65,6 +65,9 @@ class EWC(AnchoredPenalty):
         """
         self._consolidate(fisher, 0.0)
 
+    def factors(self) -> dict[str, float]:
+        return dict.fromkeys(self.names, self.strength)
+
     def forward(self) -> Tensor:
         """The penalty, a scalar."""
         squares = [(self.fisher.get_buffer(name) * d.square()).sum() for name, d in self.differences()]

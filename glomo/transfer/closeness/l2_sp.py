@@ -55,6 +55,9 @@ class L2SP(AnchoredPenalty):
         device = next(iter(chosen.values())).device
         self.register_buffer("new", torch.tensor([name not in found for name in chosen], device=device))
 
+    def factors(self) -> dict[str, float]:
+        return {name: self.beta if new else self.alpha for name, new in zip(self.names, self.new.tolist(), strict=True)}
+
     def forward(self) -> Tensor:
         """Omega, a scalar."""
         squares = torch.stack([difference.square().sum() for _, difference in self.differences()])

@@ -9,7 +9,8 @@ from glomo.transfer.closeness.anchors import AnchoredPenalty
 
 
 def without_decay(parameter_groups: Sequence[dict[str, Any]], *penalties: AnchoredPenalty) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups in which all that is penalised has `weight_decay` 0, and the rest keeps its own.
+    """An optimizer's parameter groups in which all that is penalised has `weight_decay` 0, and the rest keeps its own
+    (what is penalised with a factor of 0, too).
 
     Weight decay pulls to zero and a penalty to its anchor: with both, weights end between the two. A group of which a
     part is penalised becomes two, which have the same name, rate and other settings: `Stage.begin` and
@@ -29,7 +30,7 @@ def without_decay(parameter_groups: Sequence[dict[str, Any]], *penalties: Anchor
                 f"none of the {len(own)} parameters of {type(penalty).__name__} is among the {len(present)} of the "
                 "groups; make both of one model"
             )
-        held |= own
+        held |= {id(parameter) for parameter in penalty.pulled().values()}
     made = []
     for group in parameter_groups:
         parameters = list(group["params"])

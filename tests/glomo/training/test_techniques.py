@@ -168,6 +168,76 @@ def test_what_is_anchored_has_no_weight_decay(language_models):
     assert decays == {"language": {0.0}, "head": {0.0, 0.1}}
 
 
+@pytest.mark.parametrize("close", [Close("l2-sp", 0.0, 0.0), Close("parameters", 0.0), Close("ewc", 0.0)])
+def test_a_penalty_of_strength_0_is_none(tmp_path, language_models, close):
+    """To the bit, weight decay included."""
+    train = replace(TRAIN, steps=2, weight_decay=0.5)
+    for name, section in (("with", close), ("without", Close())):
+        finetune(config(language_models["lstm"], train, close=section), tmp_path / name)
+    before = weights(tmp_path / "without")
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "with").items())
+    assert rows_of(tmp_path / "with") == rows_of(tmp_path / "without")
+
+
+def test_beta_0_leaves_new_weights_their_decay(tmp_path, language_models):
+    train = replace(TRAIN, steps=1, weight_decay=0.5)
+    for name, section in (("held", Close("l2-sp", beta=0.0)), ("free", Close("l2-sp", beta=1e-12)), ("none", Close())):
+        finetune(config(language_models["lstm"], train, close=section), tmp_path / name)
+    held, free, none = (weights(tmp_path / name)["head.2.weight"] for name in ("held", "free", "none"))
+    torch.testing.assert_close(held, none)
+    assert not torch.allclose(free, none)
+
+
+def test_the_penalty_stands_beside_the_loss(tmp_path, language_models):
+    """At the first step it is that of the new weights, which alone are away from their anchors."""
+    init = language_models["lstm"]
+    for name, section in (("with", Close("l2-sp", beta=0.3)), ("without", Close())):
+        finetune(config(init, replace(TRAIN, steps=3), close=section), tmp_path / name)
+    with_it, without = rows_of(tmp_path / "with"), rows_of(tmp_path / "without")
+    assert all("penalty" not in row for row in without)
+    assert with_it[0]["loss"] - with_it[0]["penalty"] == pytest.approx(without[0]["loss"], rel=1e-5)
+    torch.manual_seed(TRAIN.seed)
+    from glomo.training.finetune import make_classifier
+
+    model, _, _ = make_classifier(config(init), 2, [])
+    new = sum(p.square().sum().item() for name, p in model.head.named_parameters() if p.dim() > 1)
+    assert with_it[0]["penalty"] == pytest.approx(0.3 / 2 * new, rel=1e-5)
+    made = LanguageConfig(replace(TEXT, vocabulary="init"), LanguageMethod("lstm"), lstm=LSTM, tune=Tune(init))
+    made = replace(made, train=replace(TRAIN, steps=2), close=Close("parameters"))
+    train_language_model(made, tmp_path / "lm")
+    first, second = rows_of(tmp_path / "lm")
+    assert first["penalty"] == 0.0 < second["penalty"] < second["loss"]
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [{"method": "top"}, {"method": "features"}, {"rates": (0.0,) * (1 + LSTM.layers) + (1.0,)}],
+    ids=["top", "features", "rates"],
+)
+@pytest.mark.parametrize("close", [Close("parameters"), EWC, Close("l2-sp", beta=0.0)], ids=lambda close: close.method)
+def test_what_is_held_must_learn(tmp_path, language_models, close, tune):
+    init = language_models["lstm"]
+    made = config(init, replace(TRAIN, steps=1), tune=Tune(init, **tune), close=close)
+    with pytest.raises(UserError, match=rf"close.method is '{close.method}', but none of the \d+ .* groups do: head;"):
+        finetune(made, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    if (
+        close.method != "l2-sp" and tune.get("method") == "top"
+    ):  # the decoder's bias learns by the language model's loss
+        read = replace(made, classifier=replace(made.classifier, auxiliary=0.1))
+        assert finetune(read, tmp_path / "auxiliary")["step"] == 1
+        assert finetune(replace(made, tune=Tune(init, method="top", top=2)), tmp_path / "two")["step"] == 1
+
+
+def test_what_is_held_must_learn_in_a_language_model(tmp_path, language_models):
+    tune = Tune(language_models["lstm"], method="top")
+    made = LanguageConfig(replace(TEXT, vocabulary="init"), LanguageMethod("lstm"), lstm=LSTM, tune=tune)
+    made = replace(made, train=replace(TRAIN, steps=1), close=Close("l2-sp"))
+    with pytest.raises(UserError, match=r"none of the \d+ parameters .* groups do: decoder;"):
+        train_language_model(made, tmp_path / "refused")
+    assert train_language_model(replace(made, close=Close("parameters")), tmp_path / "bias")["step"] == 1
+
+
 class Death(Exception):
     pass
 

@@ -41,6 +41,27 @@ def test_new_weights_do_not_decay_either():
     assert all(decay == 0 for _, _, decay, names in made if "3.weight" in names)
 
 
+def test_what_has_a_factor_of_0_decays():
+    model, groups = model_and_groups()
+    everything = optimizer_groups(groups, 1.0, 0.5)
+
+    def decaying(penalty):
+        return {
+            n for _, _, decay, names in described(without_decay(everything, penalty), model) if decay for n in names
+        }
+
+    weights = {"0.weight", "2.weight", "3.weight"}
+    source = {"0.weight": model[0].weight}
+    assert decaying(L2SP(model, source, alpha=0.1, beta=0.0)) == weights - {"0.weight"}
+    assert decaying(L2SP(model, source, alpha=0.0, beta=0.1)) == {"0.weight"}
+    assert decaying(L2SP(model, source)) == set()
+    for penalty in (EWC(model, 0.0), ConservativeParameters(model, 0.0), L2SP(model, source, 0.0, 0.0)):
+        assert decaying(penalty) == weights
+        assert penalty.pulled() == {}
+    with pytest.raises(ValueError, match="none of the 1 parameters of EWC is among"):
+        without_decay(everything, EWC(nn.Linear(2, 2, bias=False), 0.0))
+
+
 def test_several_penalties_and_other_settings():
     model, _ = model_and_groups()
     groups = [{"params": model.parameters(), "betas": (0.1, 0.2)}]
