@@ -43,7 +43,7 @@ class AnchoredPenalty(nn.Module):
         """{name: parameter of the model}, each once.
 
         Raises:
-            ValueError: one of them is gone, or of another shape or on another device than its anchor.
+            ValueError: one of them is gone, or of another shape or on another device than its anchor, or sharded.
         """
         return {name: self._checked(name, self.anchors.get_buffer(name)) for name in self.names}
 
@@ -79,6 +79,7 @@ class AnchoredPenalty(nn.Module):
             raise ValueError(
                 f"the model has no parameter {name!r} any more; build the penalty again after the model has changed"
             ) from None
+        check_whole(name, parameter)
         if parameter.shape != anchor.shape:
             raise ValueError(
                 f"parameter {name!r} is {tuple(parameter.shape)} and its anchor {tuple(anchor.shape)}; build the "
@@ -107,8 +108,24 @@ def tensor_tree(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def chosen_parameters(model: nn.Module, on: Choice | None) -> dict[str, nn.Parameter]:
-    """{name: parameter} for which `on` says yes (none: all), a tied one once, by its first name."""
-    return {name: p for name, p in model.named_parameters() if on is None or on(name, p)}
+    """{name: parameter} for which `on` says yes (none: all), a tied one once, by its first name.
+
+    Raises:
+        ValueError: one of them is sharded.
+    """
+    found = {name: p for name, p in model.named_parameters() if on is None or on(name, p)}
+    for name, parameter in found.items():
+        check_whole(name, parameter)
+    return found
+
+
+def check_whole(name: str, parameter: nn.Parameter) -> None:
+    """Raises ValueError for a DTensor (FSDP2)."""
+    if hasattr(parameter, "full_tensor"):  # without the import of its class, which takes a second
+        raise ValueError(
+            f"parameter {name!r} is a DTensor {tuple(parameter.shape)}, of which each process holds a part; a penalty "
+            "needs the whole parameter: do not shard what is penalised"
+        )
 
 
 def check_factor(name: str, value: float) -> float:

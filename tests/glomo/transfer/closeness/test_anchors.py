@@ -132,3 +132,25 @@ def test_one_element_and_none():
     with torch.no_grad():
         model[0].fill_(5.0)
     assert penalty() == 0.5 * 9
+
+
+@pytest.fixture
+def mesh():
+    """Of one process, this one."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("this PyTorch is built without distributed training")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+@every
+def test_parameters_must_be_whole(make, net, mesh):
+    from torch.distributed.fsdp import fully_shard
+
+    penalty = make(net)
+    fully_shard(net, mesh=mesh)
+    for call in (penalty, penalty.pulled, lambda: make(net), lambda: ConservativeParameters(net, 1.0)):
+        with pytest.raises(ValueError, match=r"parameter '.*' is a DTensor \(.*\), of which each process holds a"):
+            call()
