@@ -36,14 +36,16 @@ class World:
         return total.tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes; a missing one counts as zero."""
+        """Replace every gradient by its sum over all processes; a missing one counts as zero, unless all lack it."""
         if self.size == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained])
+        counts = trained[0].new_tensor([p.grad is not None for p in trained])
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in trained] + [counts])
         dist.all_reduce(flat)
-        for parameter, part in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        *parts, counts = flat.split([p.numel() for p in trained] + [len(trained)])
+        for parameter, part, count in zip(trained, parts, counts.tolist(), strict=True):
+            parameter.grad = part.view_as(parameter) if count else None
 
     def mean_statistics(self, model: nn.Module) -> None:
         """Replace BatchNorm's running statistics, which each process takes of its own share, by their mean."""

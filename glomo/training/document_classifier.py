@@ -79,6 +79,7 @@ class DocumentClassifier(nn.Module):
         self.head = PoolingHead(3 * config.dim, classes, hidden, dropouts)
         self.chunk, self.window = chunk, window
         self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
+        self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
         """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""
@@ -154,6 +155,6 @@ def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, st
     An LSTM's decoder has no part in a classifier's features and is of the head's group: the auxiliary loss trains it.
     """
     lower = {name: rf"language_model\.(?:{pattern})" for name, pattern in of_language_model.items()}
-    added = [name for name in ("mix", "adversary") if getattr(model, name) is not None]
+    added = [name for name in ("mix", "adversary", "others") if getattr(model, name) is not None]
     top = ["head", *added, *filter(None, [lower.pop("decoder", None)])]
     return {**lower, "head": "|".join(top)}

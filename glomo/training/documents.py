@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, encode_labels, pad
 from glomo.errors import UserError
 from glomo.training.config import check_range
-from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.texts import LabelledData, sample
 
 EVALUATION_BATCH = 64
@@ -91,8 +90,8 @@ def draw(documents: Documents, classes: Sequence[str], data: FinetuneData, seed:
 
 
 @torch.no_grad()
-def probabilities(model: DocumentClassifier, ids: Sequence[list[int]], device: torch.device) -> Tensor:
-    """(documents, classes), in fp32 on the CPU."""
+def probabilities(model: nn.Module, ids: Sequence[list[int]], device: torch.device) -> Tensor:
+    """(documents, classes), in fp32 on the CPU, of a model from (units, lengths) to logits."""
     model.eval()
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = torch.empty(0)
@@ -105,7 +104,7 @@ def probabilities(model: DocumentClassifier, ids: Sequence[list[int]], device: t
     return found
 
 
-def evaluate(model: DocumentClassifier, documents: Documents, device: torch.device) -> dict[str, float]:
+def evaluate(model: nn.Module, documents: Documents, device: torch.device) -> dict[str, float]:
     """{accuracy, loss}: share of right answers, mean nats."""
     return figures_of(probabilities(model, documents.ids, device), documents.labels)
 

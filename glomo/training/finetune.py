@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glomo.data import AnyVocabulary, BucketBatches, Vocabulary, label_names
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
+from glomo.nn.pooling import PoolingHead
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
@@ -24,15 +25,16 @@ from glomo.training.close import Close, check_learns, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
-from glomo.training.document_classifier import DocumentClassifier, Read, layer_patterns
+from glomo.training.document_classifier import DocumentClassifier, layer_patterns
 from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate
 from glomo.training.language_model import language_model
-from glomo.training.loop import Task, set_up, train
+from glomo.training.loop import Batches, Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
 from glomo.training.staging import Staging
-from glomo.training.texts import fingerprint, labelled
+from glomo.training.tasks import OtherTasks, Tasks, read_tasks
+from glomo.training.texts import Labelled, fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune, make_stages
 from glomo.training.unlabelled import Unlabelled, UnlabelledTexts
@@ -71,6 +73,10 @@ class ClassifierConfig:
         options = {name: getattr(self, name) for name in ("hidden", "chunk", "window", "layers")}
         return {**options, "dropouts": (self.dropout, self.dropout_last)}
 
+    def head(self, width: int, classes: int) -> PoolingHead:
+        """A new head, as that of `DocumentClassifier`."""
+        return PoolingHead(width, classes, self.hidden, (self.dropout, self.dropout_last))
+
     def __post_init__(self) -> None:
         for name in ("hidden", "chunk", "window"):
             check_range(f"classifier.{name}", getattr(self, name), 1)
@@ -96,6 +102,7 @@ class FinetuneConfig:
     close: Close = field(default_factory=Close)
     distil: Distil = field(default_factory=Distil)
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    tasks: Tasks = field(default_factory=Tasks)
 
 
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
@@ -134,6 +141,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
         results |= {"trainable": work.trainable, "memory": memory.bytes()}
         results |= {"budget": config.train.steps}
+        if work.tasks is not None:
+            results |= {"tasks": work.tasks.figures(world.device)}
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
@@ -155,6 +164,7 @@ class Work:
     """documents to train on"""
     trainable: int
     """parameters that learn in the stage in which most do"""
+    tasks: OtherTasks | None
 
 
 def resolved(config: FinetuneConfig) -> FinetuneConfig:
@@ -170,13 +180,22 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     config = resolved(config)
     train_set, test_set = labelled(config.data)
     classes = label_names(train_set)
-    model, vocabulary, backward = make_classifier(config, len(classes), [text for text, _ in train_set])
-    documents, test = (
-        encode(examples, vocabulary, classes, config.data.length, backward) for examples in (train_set, test_set)
-    )
+    others = read_tasks(config.tasks, config.data, config.tune, config.classifier.layers)
+    texts = [text for text, _ in train_set + [example for other in others for example in other.train]]
+    model, vocabulary, backward = make_classifier(config, len(classes), texts)
+
+    def encoded(examples: Labelled, names: list[str]) -> Documents:
+        return encode(examples, vocabulary, names, config.data.length, backward)
+
+    documents, test = encoded(train_set, classes), encoded(test_set, classes)
     chosen, held = draw(documents, classes, config.data, config.train.seed)
     fitting, valid = documents.part(chosen), documents.part(held)
-    batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
+    batches: Batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
+    tasks = None
+    if others:
+        heads = (config.classifier.head, config.classifier.smoothing)
+        tasks = OtherTasks(config.tasks, others, model, fitting, encoded, *heads, config.train)
+        batches = tasks.batches
     weight = config.classifier.auxiliary
     taught = [train_set[i][0] for i in chosen] if config.distil.teachers else []
     teachers = Teachers(config.distil, taught, classes, world.device) if taught else None
@@ -197,19 +216,22 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
             weight = auxiliary_weight((step - 1) // (config.tune.stage_steps or len(batches)))
         return 1.0
 
-    def labelled_loss(read: Read, labels: Tensor, indices: list[int]) -> Tensor:
+    def labelled_loss(features: Tensor, labels: Tensor, indices: list[int]) -> Tensor:
+        logits = model.head(features)
         if teachers is not None:
-            return teachers.loss(read.logits, labels, indices)
+            return teachers.loss(logits, labels, indices)
         if stream is not None:
-            return stream.labelled(read.logits, labels)
-        return F.cross_entropy(read.logits.float(), labels, label_smoothing=config.classifier.smoothing)
+            return stream.labelled(logits, labels)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=config.classifier.smoothing)
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
+        if tasks is not None and indices[0] >= len(fitting):
+            return tasks.loss(indices, weight, world.device)
         units, lengths, labels = fitting.tensors(indices, world.device)
-        read = model.read(units, lengths, weight)
-        value = read.extra + labelled_loss(read, labels, indices)
+        features, extra = model.pooled(units, lengths, weight)
+        value = extra + labelled_loss(features, labels, indices)
         if stream is not None:
-            value = value + stream.loss(read.features, generator)
+            value = value + stream.loss(features, generator)
         return value, len(indices), int(lengths.sum())
 
     def validate() -> dict[str, float]:
@@ -225,6 +247,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         task.loss = with_penalty(loss, penalty, task.noted)
     if stream is not None:
         task.identity["unlabelled"] = stream.fingerprint
+    if tasks is not None:
+        task.identity["tasks"] = tasks.fingerprint
     kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
@@ -233,7 +257,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     if penalty is not None:
         idle = [] if weight or config.tune.method == "sequential" else unread(model)
         check_learns(config.close, penalty, staging, idle)
-    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging))
+    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging), tasks)
 
 
 def make_classifier(

@@ -97,7 +97,8 @@ def _load(path: str | Path) -> TrainedClassifier:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
         model = DocumentClassifier(encoder, len(classes), **ClassifierConfig(**config["classifier"]).of_model())
         insert_adapters(Adapters(**config.get("adapter", {})), model)
-        # a classifier of domains is of no use behind the training
-        model.load_state_dict({n: t for n, t in found.weights.items() if not n.startswith("adversary.")})
+        # a classifier of domains, and heads of other tasks, are of no use behind the training
+        own = {n: t for n, t in found.weights.items() if not n.startswith(("adversary.", "others."))}
+        model.load_state_dict(own)
         length = int(config["data"]["length"])
         return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]))

@@ -33,7 +33,7 @@ class SharedBottom(nn.Module):
     def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.trunk = trunk
-        self.heads = _by_task(heads)
+        self.heads = modules_by_task(heads)
 
     def forward(self, task: str, *inputs: Any) -> Any:
         """The output of the task's head. Raises ValueError for an unknown task."""
@@ -74,9 +74,9 @@ class SharedMiddle(nn.Module):
                 f"inputs are of the tasks {', '.join(sorted(inputs)) or 'none'}, and heads of "
                 f"{', '.join(sorted(heads)) or 'none'}; each task needs both"
             )
-        self.inputs = _by_task(inputs)
+        self.inputs = modules_by_task(inputs)
         self.trunk = trunk
-        self.heads = _by_task(heads)
+        self.heads = modules_by_task(heads)
 
     def forward(self, task: str, *inputs: Any) -> Any:
         """The output of the task's head. Raises ValueError for an unknown task."""
@@ -127,7 +127,8 @@ class _Chain(nn.Sequential):
         return x
 
 
-def _by_task(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+def modules_by_task(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """{task: module} as a module. Raises ValueError as `SharedBottom`."""
     if not modules:
         raise ValueError("there is no task; at least one is needed")
     named = nn.ModuleDict()

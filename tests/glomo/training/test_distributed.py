@@ -122,13 +122,17 @@ def test_two_processes_train_as_one(tmp_path, command, more):
 
 @pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
 def test_two_processes_fine_tune_in_stages(tmp_path):
-    """Stopped within a stage, and gone on with to the same bits; only the named groups move. (BatchNorm takes its
-    statistics of each process's share: the losses are not those of one process.)"""
+    """Stopped within a stage, and gone on with to the same bits; only the named groups move, and of the heads only that
+    of the step's task. (BatchNorm takes its statistics of each process's share: the losses are not those of one
+    process.)"""
+    books = tmp_path / "books.csv"
+    books.write_text("text,label\n" + "to be,a\nor not,b\nthe king,c\n" * 9)  # batches of 13, 13, 1
     recipe = tmp_path / "finetune.toml"
     recipe.write_text(
         f'command = "finetune"\n[data]\ntrain = "{HAMLET.parent / "speeches-train.csv"}"\n'
         f'test = "{HAMLET.parent / "speeches-test.csv"}"\nvocab_size = 500\nlength = 30\n[classifier]\nhidden = 8\n'
         '[tune]\nmethod = "gradual-unfreeze"\nstage_steps = 3\nfactor = 2.6\n[train]\nbatch_size = 13\n'
+        f'weight_decay = 0.1\n[tasks]\ntrain = ["{books}"]\nalpha = 0.0\n'
     )
     command = [
         "finetune",
@@ -147,12 +151,17 @@ def test_two_processes_fine_tune_in_stages(tmp_path):
     whole, parts = (rows(tmp_path / name) for name in ("whole", "parts"))
     assert [row["loss"] for row in parts] == [row["loss"] for row in whole]
     assert [row["stage"] for row in whole] == ["last"] * 3 + ["last 2"] * 3 + ["last 3"] * 3 + ["all"] * 3
-    learning = {"last": ("head",), "last 2": ("head", "language_model.encoder.layers.1")}
+    learning = {"last": ("head", "others"), "last 2": ("head", "others", "language_model.encoder.layers.1")}
     learning["last 3"] = (*learning["last 2"], "language_model.encoder.layers.0")
     weights = [checkpoint.load(f).weights for f in checkpoint.step_folders(tmp_path / "whole" / "checkpoints")]
+    heads = []
     for row, before, after in zip(whole[1:], weights, weights[1:], strict=False):
         moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
-        assert moved
-        assert all(name.startswith(learning.get(row["stage"], ("head", "language_model"))) for name in moved)
+        heads.append({name.split(".")[0] for name in moved} - {"language_model"})
+        groups = learning.get(row["stage"], ("head", "others", "language_model"))
+        assert all(name.startswith(groups) for name in moved)
+    assert all(len(of) == 1 for of in heads)
+    assert set.union(*heads) == {"head", "others"}
+    assert min(row["units"] for row in whole) == 2  # of one document, and a process without any
     ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -22,6 +22,7 @@ from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneDa
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights
+from glomo.training.tasks import Tasks
 from glomo.training.texts import running_units
 from glomo.training.train_config import TrainConfig, make_optimizer
 from glomo.training.trained_classifier import load_classifier
@@ -263,11 +264,13 @@ def teacher(tmp_path_factory, language_models):
 
 
 @pytest.mark.parametrize(
-    "technique", ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain"]
+    "technique", ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain", "tasks"]
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
     """The second call begins with other anchors and another teacher: those of the first count."""
     init = language_models["lstm"]
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\n" + "the king,a\nthe queen,b\na ghost,c\n" * 11)
     sections = {
         "bottleneck": {"adapter": Adapters("bottleneck", size=3)},
         "lora": {"adapter": Adapters("lora", r=2)},
@@ -277,6 +280,7 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "consistency": {"unlabelled": Unlabelled("consistency", (HAMLET,), temperature=0.8, tsa="log")},
         "mean-teacher": {"unlabelled": Unlabelled("mean-teacher", (HAMLET,), decay=0.5)},
         "domain": {"unlabelled": Unlabelled("domain", (HAMLET,), batch_size=5, hidden=4)},
+        "tasks": {"tasks": Tasks(train=(str(other),), alpha=0.0)},
     }[technique]
     made = config(init, **sections)
     finetune(made, tmp_path / "whole")
