@@ -76,7 +76,7 @@ class DocumentClassifier(nn.Module):
                 "needed (lstm.hidden equal to lstm.dim)"
             )
         self.mix = ScalarMix(len(widths)) if layers == "mix" else None
-        self.head = PoolingHead(3 * config.dim, classes, hidden, dropouts)
+        self.head: nn.Module = PoolingHead(3 * config.dim, classes, hidden, dropouts)
         self.chunk, self.window = chunk, window
         self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
         self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along

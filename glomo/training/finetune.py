@@ -26,12 +26,13 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier, layer_patterns
-from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate
+from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate, figures_of, probabilities
 from glomo.training.language_model import language_model
 from glomo.training.loop import Batches, Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
+from glomo.training.slices import SlicedExamples, Slices, insert_slices
 from glomo.training.staging import Staging
 from glomo.training.tasks import OtherTasks, Tasks, read_tasks
 from glomo.training.texts import Labelled, fingerprint, labelled
@@ -103,14 +104,15 @@ class FinetuneConfig:
     distil: Distil = field(default_factory=Distil)
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
     tasks: Tasks = field(default_factory=Tasks)
+    slices: Slices = field(default_factory=Slices)
 
 
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a classifier for `load_classifier`, and ``out/results.json`` what is
     returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes.
 
-    With several processes BatchNorm takes its statistics of each one's share of the batch, and [unlabelled] its means;
-    all else is as with one.
+    With several processes BatchNorm takes its statistics of each one's share of the batch, [unlabelled] and [slices]
+    their means; all else is as with one.
 
     Raises UserError for mistakes in the recipe and in the data.
     """
@@ -131,18 +133,19 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         row = train(work.task, config.train, folder, world)
         work.model.load_state_dict(checkpoint.load(folder.final).weights)
-        results: dict[str, Any] = {
-            f"test_{name}": value for name, value in evaluate(work.model, work.test, world.device).items()
-        }
+        said = probabilities(work.model, work.test.ids, world.device)
+        tested = figures_of(said, work.test.labels)
+        results: dict[str, Any] = {f"test_{name}": value for name, value in tested.items()}
         if len(work.valid):
             figures = evaluate(work.model, work.valid, world.device)
             results |= {f"valid_{name}": value for name, value in figures.items()}
         results |= {name: row[name] for name in ("step", "loss", "seconds")}
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
-        results |= {"trainable": work.trainable, "memory": memory.bytes()}
-        results |= {"budget": config.train.steps}
+        results |= {"trainable": work.trainable, "memory": memory.bytes(), "budget": config.train.steps}
         if work.tasks is not None:
             results |= {"tasks": work.tasks.figures(world.device)}
+        if work.slices is not None:
+            results |= {"slices": work.slices.figures(said, work.test.labels)}
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
@@ -165,6 +168,7 @@ class Work:
     trainable: int
     """parameters that learn in the stage in which most do"""
     tasks: OtherTasks | None
+    slices: SlicedExamples | None
 
 
 def resolved(config: FinetuneConfig) -> FinetuneConfig:
@@ -177,6 +181,7 @@ def resolved(config: FinetuneConfig) -> FinetuneConfig:
 
 def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
+    config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
     config = resolved(config)
     train_set, test_set = labelled(config.data)
     classes = label_names(train_set)
@@ -197,8 +202,11 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         tasks = OtherTasks(config.tasks, others, model, fitting, encoded, *heads, config.train)
         batches = tasks.batches
     weight = config.classifier.auxiliary
-    taught = [train_set[i][0] for i in chosen] if config.distil.teachers else []
-    teachers = Teachers(config.distil, taught, classes, world.device) if taught else None
+    read = [train_set[i][0] for i in chosen]
+    teachers = Teachers(config.distil, read, classes, world.device) if config.distil.teachers else None
+    slices = None
+    if config.slices.patterns:
+        slices = SlicedExamples(config.slices, read, [text for text, _ in test_set])
     model.to(world.device)
     of = (config.tune.init, config.train.seed, backward)
     penalty = make_penalty(config.close, model, model.language_model, vocabulary, *of)
@@ -217,6 +225,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         return 1.0
 
     def labelled_loss(features: Tensor, labels: Tensor, indices: list[int]) -> Tensor:
+        if slices is not None:
+            return slices.loss(model, features, labels, indices)
         logits = model.head(features)
         if teachers is not None:
             return teachers.loss(logits, labels, indices)
@@ -257,7 +267,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     if penalty is not None:
         idle = [] if weight or config.tune.method == "sequential" else unread(model)
         check_learns(config.close, penalty, staging, idle)
-    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging), tasks)
+    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging), tasks, slices)
 
 
 def make_classifier(
@@ -281,6 +291,7 @@ def make_classifier(
             encoder = LanguageModel(dataclasses.replace(config.model, vocab_size=len(vocabulary), smoothing=0.0))
     model = DocumentClassifier(encoder, classes, **settings.of_model())
     insert_adapters(config.adapter, model)
+    insert_slices(config.slices, model)
     return model, vocabulary, backward
 
 

@@ -20,6 +20,7 @@ from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune import ClassifierConfig
 from glomo.training.models import model_in
+from glomo.training.slices import Slices, insert_slices
 
 
 @dataclass
@@ -97,6 +98,7 @@ def _load(path: str | Path) -> TrainedClassifier:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
         model = DocumentClassifier(encoder, len(classes), **ClassifierConfig(**config["classifier"]).of_model())
         insert_adapters(Adapters(**config.get("adapter", {})), model)
+        insert_slices(Slices(**config.get("slices", {})), model)
         # a classifier of domains, and heads of other tasks, are of no use behind the training
         own = {n: t for n, t in found.weights.items() if not n.startswith(("adversary.", "others."))}
         model.load_state_dict(own)

@@ -22,6 +22,7 @@ from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneDa
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights
+from glomo.training.slices import Slices
 from glomo.training.tasks import Tasks
 from glomo.training.texts import running_units
 from glomo.training.train_config import TrainConfig, make_optimizer
@@ -264,7 +265,8 @@ def teacher(tmp_path_factory, language_models):
 
 
 @pytest.mark.parametrize(
-    "technique", ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain", "tasks"]
+    "technique",
+    ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain", "tasks", "slices"],
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
     """The second call begins with other anchors and another teacher: those of the first count."""
@@ -281,6 +283,7 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "mean-teacher": {"unlabelled": Unlabelled("mean-teacher", (HAMLET,), decay=0.5)},
         "domain": {"unlabelled": Unlabelled("domain", (HAMLET,), batch_size=5, hidden=4)},
         "tasks": {"tasks": Tasks(train=(str(other),), alpha=0.0)},
+        "slices": {"slices": Slices(("questions: \\?$", "mine: I"))},
     }[technique]
     made = config(init, **sections)
     finetune(made, tmp_path / "whole")
