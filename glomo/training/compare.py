@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from glomo.training.finetune import FinetuneConfig, resolved
 from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.tune import METHODS
+from glomo.transfer.signal import transfer_effect
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Ways:
 
     ways: tuple[str, ...] = METHODS
     """each a tune.method, with options behind it and a name before it where they are wanted, as in "at 2.6: full
-    --tune.factor 2.6"; {labels} and {seed} in an option are those of the run"""
+    --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {init} is the recipe's tune.init, {out}
+    the comparison's folder: {out}/full-{labels}-{seed} is the run of an earlier way (its name with "-" for all but
+    letters, digits and dots), as a teacher or to start from"""
     seeds: int = 3
     """runs of each, with the seeds train.seed, train.seed + 1, ..."""
     labels: tuple[int, ...] = ()
@@ -89,14 +93,14 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
             for seed in seeds
             for way in config.compare.parsed()
         ]
+        places = {"out": str(out.resolve()), "init": config.tune.init}
+        options = [_options(*one, places) for one in planned]
         configs = [  # all of them before anything is trained
-            load_recipe(str(recipe), _options(way, labels, seed), FinetuneConfig, "finetune")
-            for way, labels, seed in planned
+            load_recipe(str(recipe), one, FinetuneConfig, "finetune") for one in options
         ]
         runs = []
-        for (way, labels, seed), one in zip(planned, configs, strict=True):
-            folder = out / _folder(way.name, labels, seed)
-            found = _run(one, recipe, _options(way, labels, seed), folder)
+        for (way, labels, seed), given, one in zip(planned, options, configs, strict=True):
+            found = _run(one, recipe, given, out / _folder(way.name, labels, seed))
             runs.append({"way": way.name, "labels": labels, "seed": seed, **found})
             replace_file(out / "results.json", _json(summary(_task(config), runs)))
         return summary(_task(config), runs)
@@ -104,7 +108,9 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
 
 def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{"task", "runs", "ways"}: for each way and number of labels the mean and standard deviation (None for one seed)
-    of the test error, and the means of trainable parameters, seconds and memory."""
+    of the test error, the means of trainable parameters, seconds and memory, and the `effect` against the first way of
+    the same labels, seed by seed: the fields of `TransferEffect`, where `gain` is how much smaller the error is (None
+    for the first way, and with fewer than 2 seeds)."""
     ways = []
     for name, labels in dict.fromkeys((run["way"], run["labels"]) for run in runs):
         of = [run for run in runs if (run["way"], run["labels"]) == (name, labels)]
@@ -122,23 +128,45 @@ def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "memory": statistics.fmean(memory) if memory else None,
                 "seeds": len(of),
                 "examples": round(statistics.fmean(run["examples"] for run in of)),
+                "effect": _effect(of, [run for run in runs if (run["way"], run["labels"]) == (runs[0]["way"], labels)]),
             }
         )
     return {"task": task, "runs": list(runs), "ways": ways}
 
 
+def _effect(way: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """`transfer_effect` of a way's runs against those of the first, of the seeds that both have."""
+    errors = [{run["seed"]: 1 - run["test_accuracy"] for run in runs} for runs in (way, first)]
+    seeds = sorted(errors[0].keys() & errors[1].keys())
+    if way == first or len(seeds) < 2:
+        return None
+    one, other = ([of[seed] for seed in seeds] for of in errors)
+    return dataclasses.asdict(transfer_effect(one, other, larger_is_better=False))
+
+
 def table(results: Mapping[str, Any]) -> str:
-    """The results as lines to read."""
-    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB")]
+    """The results as lines to read. With several seeds the last column is how the test error differs from the first
+    way's, in points, with its 95% interval and what that says: "-1.2 (-2.0 to -0.4) helps"."""
+    against = f"against {results['ways'][0]['way']}" if any(row["effect"] for row in results["ways"]) else ""
+    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB", against)]
     for row in results["ways"]:
         spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
         error, learn = f"{100 * row['error']:.2f}{spread}", f"{row['trainable']:,}"
         labels = str(row["labels"] or "all")
-        rows.append((row["way"], labels, error, learn, f"{row['parameters']:,}", f"{row['seconds']:.1f}", memory))
+        figures = (error, learn, f"{row['parameters']:,}", f"{row['seconds']:.1f}", memory)
+        rows.append((row["way"], labels, *figures, _difference(row["effect"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _difference(effect: Mapping[str, Any] | None) -> str:
+    if effect is None:
+        return ""
+    points = (-100 * effect[name] for name in ("gain", "high", "low"))
+    mean, low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in points)  # no -0.0
+    return f"{mean} ({low} to {high}) {effect['verdict']}"
 
 
 def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[float]]]:
@@ -177,16 +205,14 @@ def _parsed(text: str) -> Way:
     return Way(name.strip() if colon else " ".join(words), options)
 
 
-def _options(way: Way, labels: int, seed: int) -> dict[str, str]:
-    numbers = {"{labels}": str(labels or "all"), "{seed}": str(seed)}
-    options = {name: _replaced(value, numbers) for name, value in way.options.items()}
+def _options(way: Way, labels: int, seed: int, places: Mapping[str, str]) -> dict[str, str]:
+    """A run's options, with all that stands in braces replaced; {out} and {init} are the places."""
+    known = {"labels": str(labels or "all"), "seed": str(seed), **places}
+    options = {
+        name: re.sub(rf"\{{({'|'.join(known)})\}}", lambda found: known[found[1]], value)
+        for name, value in way.options.items()
+    }
     return {**options, "train.seed": str(seed), "data.labels": str(labels)}
-
-
-def _replaced(text: str, by: Mapping[str, str]) -> str:
-    for name, value in by.items():
-        text = text.replace(name, value)
-    return text
 
 
 def _folder(way: str, labels: int, seed: int) -> str:

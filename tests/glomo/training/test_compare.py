@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -12,9 +14,11 @@ import pytest
 
 from glomo.cli.main import main
 from glomo.errors import UserError
+from glomo.training import checkpoint
 from glomo.training import compare as module
 from glomo.training.compare import CompareConfig, Ways, compare, curves, summary, table
 from glomo.training.config import dump_toml, load_recipe, read_toml
+from glomo.training.finetune import finetune
 
 HERE = Path(__file__).parents[2] / "data"
 RECIPE = f"""command = "compare"
@@ -119,10 +123,93 @@ def test_runs_from_a_language_model_are_read_back(recipe, tmp_path, monkeypatch)
     assert compare(config, tmp_path / "out") == results
 
 
-def test_options_with_the_numbers_of_the_run():
-    (way,) = Ways(ways=("x: full --tune.init 'runs/{labels}-{seed}' --train.lr 1e-3",)).parsed()
-    assert module._options(way, 50, 2)["tune.init"] == "runs/50-2"
-    assert module._options(way, 0, 1)["tune.init"] == "runs/all-1"
+def test_options_with_what_is_of_the_run():
+    text = "x: full --tune.init '{init}-b/{labels}-{seed}' --distil.teachers {out}/full-{labels}-{seed},{out}/{other}"
+    (way,) = Ways(ways=(text,)).parsed()
+    places = {"out": "/runs/{seed}", "init": "lm"}
+    found = module._options(way, 50, 2, places)
+    assert found["tune.init"] == "lm-b/50-2"
+    assert found["distil.teachers"] == "/runs/{seed}/full-50-2,/runs/{seed}/{other}"  # what is put in stays as it is
+    assert module._options(way, 0, 1, places)["tune.init"] == "lm-b/all-1"
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs without processes of their own. Gives (options, folder) of each."""
+    seen = []
+
+    def run(config, recipe, options, folder):
+        seen.append((options, folder))
+        return finetune(config, folder)
+
+    monkeypatch.setattr(module, "_run", run)
+    return seen
+
+
+def test_a_way_on_the_runs_of_an_earlier_one(recipe, tmp_path, monkeypatch, in_this_process):
+    """A student of the teacher of its own labels and seed; a start from where another way has ended."""
+    ways = ["a teacher: full", "student: full --distil.teachers {out}/a-teacher-{labels}-{seed} --distil.alpha 1"]
+    ways += ["from it: full --tune.init {out}/student-{labels}-{seed} --train.lr 0", "all: full --tune.init '{init}'"]
+    text = re.sub(r"ways = .*", f"ways = {json.dumps(ways)}", recipe.read_text().replace("steps = 6", "steps = 2"))
+    recipe.write_text(text)
+    config = load_recipe(str(recipe), {"compare.seeds": "1", "train.seed": "1"}, CompareConfig, "compare")
+    monkeypatch.chdir(tmp_path)
+    compare(config, Path("out"))
+    out = tmp_path / "out"
+    students = [(options, folder) for options, folder in in_this_process if folder.name.startswith("student")]
+    assert [folder.name for _, folder in students] == ["student-60-1", "student-all-1"]
+    for options, folder in students:
+        assert options["distil.teachers"] == str(out / folder.name.replace("student", "a-teacher"))
+    for place in ("60-1", "all-1"):
+        assert weights(out / f"student-{place}") != weights(out / f"a-teacher-{place}")
+        assert weights(out / f"from-it-{place}") == weights(out / f"student-{place}", "best")
+    assert all(options["tune.init"] == "" for options, folder in in_this_process if folder.name.startswith("all-"))
+    monkeypatch.chdir(out)
+    assert (
+        compare(config, Path("../out"))["ways"][1]["way"] == "student"
+    )  # the same folders, from wherever it is called
+
+
+def weights(folder, part="final"):
+    found = checkpoint.load(folder / part).weights
+    return {name: t.tolist() for name, t in found.items() if name.startswith("language_model.")}
+
+
+def test_the_effect_against_the_first_way():
+    """Of the errors, paired by seed, with Student's t of 95 % (12.706 of 2 pairs, 4.303 of 3)."""
+    runs = [run_of("alone", 0, seed, accuracy) for seed, accuracy in enumerate((0.80, 0.84, 0.85))]
+    runs += [run_of("tasks", 0, seed, accuracy) for seed, accuracy in ((2, 0.90), (0, 0.86), (1, 0.88))]
+    runs += [run_of("other", 0, seed, accuracy) for seed, accuracy in ((0, 0.85), (2, 0.80))]
+    runs += [run_of("worse", 0, seed, accuracy) for seed, accuracy in enumerate((0.60, 0.64, 0.65))]
+    runs += [run_of("once", 0, 1, 0.99), run_of("new", 50, 0, 0.5), run_of("new", 50, 1, 0.6)]
+    found = {row["way"]: row["effect"] for row in summary("t", runs)["ways"]}
+    assert found["alone"] is found["once"] is found["new"] is None  # itself; one seed; none with as many labels
+    differences = [0.06, 0.04, 0.05]
+    error = statistics.stdev(differences) / 3**0.5
+    assert found["tasks"] == {
+        "gain": pytest.approx(0.05),
+        "standard_error": pytest.approx(error),
+        "low": pytest.approx(0.05 - 4.302653 * error, rel=1e-5),
+        "high": pytest.approx(0.05 + 4.302653 * error, rel=1e-5),
+        "pairs": 3,
+        "verdict": "helps",
+    }
+    assert (found["other"]["verdict"], found["other"]["pairs"]) == ("within noise", 2)
+    assert found["other"]["high"] == pytest.approx(12.7062 * 0.05, rel=1e-5)
+    assert found["worse"]["verdict"] == "hurts"
+    lines = table(summary("t", runs)).splitlines()
+    assert lines[0].endswith("  against alone")
+    ends = [
+        "",
+        "-5.0 (-7.5 to -2.5) helps",
+        "+0.0 (-63.5 to +63.5) within noise",
+        "+20.0 (+20.0 to +20.0) hurts",
+        "",
+        "",
+    ]
+    assert [line[lines[0].index("against") :] for line in lines[2:]] == ends
+    alone = table(summary("t", [run for run in runs if run["way"] == "alone"]))
+    assert "against" not in alone
 
 
 def test_equal_seeds_draw_equal_examples(recipe, tmp_path, capfd):
