@@ -32,9 +32,9 @@ class Ways:
 
     ways: tuple[str, ...] = METHODS
     """each a tune.method, with options behind it and a name before it where they are wanted, as in "at 2.6: full
-    --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {init} is the recipe's tune.init, {out}
-    the comparison's folder: {out}/full-{labels}-{seed} is the run of an earlier way (its name with "-" for all but
-    letters, digits and dots), as a teacher or to start from"""
+    --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {tune.init} and every other key that of
+    the recipe, {out} the comparison's folder: {out}/full-{labels}-{seed} is the run of an earlier way (its name with
+    "-" for all but letters, digits and dots), as a teacher or to start from"""
     seeds: int = 3
     """runs of each, with the seeds train.seed, train.seed + 1, ..."""
     labels: tuple[int, ...] = ()
@@ -93,8 +93,14 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
             for seed in seeds
             for way in config.compare.parsed()
         ]
-        places = {"out": str(out.resolve()), "init": config.tune.init}
-        options = [_options(*one, places) for one in planned]
+        known = {"out": str(out.resolve())}
+        known |= {
+            f"{name}.{key}": str(value)
+            for name, content in plain.items()
+            for key, value in content.items()
+            if not isinstance(value, list)
+        }
+        options = [_options(*one, known) for one in planned]
         configs = [  # all of them before anything is trained
             load_recipe(str(recipe), one, FinetuneConfig, "finetune") for one in options
         ]
@@ -205,11 +211,11 @@ def _parsed(text: str) -> Way:
     return Way(name.strip() if colon else " ".join(words), options)
 
 
-def _options(way: Way, labels: int, seed: int, places: Mapping[str, str]) -> dict[str, str]:
-    """A run's options, with all that stands in braces replaced; {out} and {init} are the places."""
-    known = {"labels": str(labels or "all"), "seed": str(seed), **places}
+def _options(way: Way, labels: int, seed: int, known: Mapping[str, str]) -> dict[str, str]:
+    """A run's options, with what stands in braces and is known replaced."""
+    known = {"labels": str(labels or "all"), "seed": str(seed), **known}
     options = {
-        name: re.sub(rf"\{{({'|'.join(known)})\}}", lambda found: known[found[1]], value)
+        name: re.sub(r"\{([a-z_.]+)\}", lambda found: known.get(found[1], found[0]), value)
         for name, value in way.options.items()
     }
     return {**options, "train.seed": str(seed), "data.labels": str(labels)}

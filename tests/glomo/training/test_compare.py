@@ -124,9 +124,11 @@ def test_runs_from_a_language_model_are_read_back(recipe, tmp_path, monkeypatch)
 
 
 def test_options_with_what_is_of_the_run():
-    text = "x: full --tune.init '{init}-b/{labels}-{seed}' --distil.teachers {out}/full-{labels}-{seed},{out}/{other}"
+    text = (
+        "x: full --tune.init '{tune.init}-b/{labels}-{seed}' --distil.teachers {out}/full-{labels}-{seed},{out}/{other}"
+    )
     (way,) = Ways(ways=(text,)).parsed()
-    places = {"out": "/runs/{seed}", "init": "lm"}
+    places = {"out": "/runs/{seed}", "tune.init": "lm"}
     found = module._options(way, 50, 2, places)
     assert found["tune.init"] == "lm-b/50-2"
     assert found["distil.teachers"] == "/runs/{seed}/full-50-2,/runs/{seed}/{other}"  # what is put in stays as it is
@@ -149,7 +151,10 @@ def in_this_process(monkeypatch):
 def test_a_way_on_the_runs_of_an_earlier_one(recipe, tmp_path, monkeypatch, in_this_process):
     """A student of the teacher of its own labels and seed; a start from where another way has ended."""
     ways = ["a teacher: full", "student: full --distil.teachers {out}/a-teacher-{labels}-{seed} --distil.alpha 1"]
-    ways += ["from it: full --tune.init {out}/student-{labels}-{seed} --train.lr 0", "all: full --tune.init '{init}'"]
+    ways += [
+        "from it: full --tune.init {out}/student-{labels}-{seed} --train.lr 0",
+        "all: full --tune.init '{tune.init}'",
+    ]
     text = re.sub(r"ways = .*", f"ways = {json.dumps(ways)}", recipe.read_text().replace("steps = 6", "steps = 2"))
     recipe.write_text(text)
     config = load_recipe(str(recipe), {"compare.seeds": "1", "train.seed": "1"}, CompareConfig, "compare")
