@@ -89,8 +89,14 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _summary(results: dict[str, Any], out: Path) -> str:
-    accuracy = results["test_accuracy"]
+    accuracy, unseen = results["test_accuracy"], results.get("zero_shot")
+    zero_shot = (
+        f"zero-shot accuracy {100 * unseen['accuracy']:.2f} % of {len(unseen['classes'])} unseen classes (chance "
+        f"{100 * unseen['chance']:.2f} %); "
+        if unseen
+        else ""
+    )
     return (
-        f"step {results['step']}, test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %); the "
-        f"classifier is in {out / 'final'}, all figures in {out / 'results.json'}"
+        f"step {results['step']}, test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %); "
+        f"{zero_shot}the classifier is in {out / 'final'}, all figures in {out / 'results.json'}"
     )

@@ -116,18 +116,19 @@ def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{"task", "runs", "ways"}: for each way and number of labels the mean and standard deviation (None for one seed)
     of the test error, the means of trainable parameters, seconds and memory, and the `effect` against the first way of
     the same labels, seed by seed: the fields of `TransferEffect`, where `gain` is how much smaller the error is (None
-    for the first way, and with fewer than 2 seeds)."""
+    for the first way, and with fewer than 2 seeds). Where all its runs have unseen classes, "zero_shot" has {figure:
+    (mean, standard deviation)} of `NamedTask.figures`."""
     ways = []
     for name, labels in dict.fromkeys((run["way"], run["labels"]) for run in runs):
         of = [run for run in runs if (run["way"], run["labels"]) == (name, labels)]
-        errors = [1 - run["test_accuracy"] for run in of]
+        error, std = _spread([1 - run["test_accuracy"] for run in of])
         memory = [run["memory"] for run in of if run["memory"] is not None]
         ways.append(
             {
                 "way": name,
                 "labels": labels,
-                "error": statistics.fmean(errors),
-                "std": statistics.stdev(errors) if len(of) > 1 else None,
+                "error": error,
+                "std": std,
                 "trainable": of[0]["trainable"],
                 "parameters": of[0]["parameters"],
                 "seconds": statistics.fmean(run["seconds"] for run in of),
@@ -137,6 +138,8 @@ def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "effect": _effect(of, [run for run in runs if (run["way"], run["labels"]) == (runs[0]["way"], labels)]),
             }
         )
+        if all("zero_shot" in run for run in of):
+            ways[-1]["zero_shot"] = {name: _spread([run["zero_shot"][name] for run in of]) for name in ZERO_SHOT}
     return {"task": task, "runs": list(runs), "ways": ways}
 
 
@@ -153,15 +156,18 @@ def _effect(way: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]
 def table(results: Mapping[str, Any]) -> str:
     """The results as lines to read. With several seeds the last column is how the test error differs from the first
     way's, in points, with its 95% interval and what that says: "-1.2 (-2.0 to -0.4) helps"."""
+    named = any("zero_shot" in row for row in results["ways"])
+    titles = tuple(f"{'zero-shot' if name == 'accuracy' else name} %" for name in ZERO_SHOT) if named else ()
     against = f"against {results['ways'][0]['way']}" if any(row["effect"] for row in results["ways"]) else ""
-    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB", against)]
+    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB", *titles, against)]
     for row in results["ways"]:
-        spread = "" if row["std"] is None else f" ± {100 * row['std']:.2f}"
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
-        error, learn = f"{100 * row['error']:.2f}{spread}", f"{row['trainable']:,}"
+        error, learn = _percent(row["error"], row["std"]), f"{row['trainable']:,}"
         labels = str(row["labels"] or "all")
         figures = (error, learn, f"{row['parameters']:,}", f"{row['seconds']:.1f}", memory)
-        rows.append((row["way"], labels, *figures, _difference(row["effect"])))
+        unseen = row.get("zero_shot", {})
+        cells = [_percent(*unseen[name]) if name in unseen else "" for name in ZERO_SHOT] if named else []
+        rows.append((row["way"], labels, *figures, *cells, _difference(row["effect"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -173,6 +179,15 @@ def _difference(effect: Mapping[str, Any] | None) -> str:
     points = (-100 * effect[name] for name in ("gain", "high", "low"))
     mean, low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in points)  # no -0.0
     return f"{mean} ({low} to {high}) {effect['verdict']}"
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, standard deviation), which one value has none of."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def _percent(mean: float, spread: float | None) -> str:
+    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
 def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[float]]]:
@@ -190,8 +205,10 @@ def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[fl
     return found
 
 
-EQUAL = ("train.steps", "train.batch_size", "train.seed", "data.labels", "data.valid")
+EQUAL = ("train.steps", "train.batch_size", "train.seed", "data.labels", "data.valid", "names.unseen", "names.held_out")
 """What no way may change: the budget, and which examples it is spent on."""
+ZERO_SHOT = ("accuracy", "chance", "seen", "unseen", "harmonic")
+"""What is told of the classes that no run was trained on."""
 
 
 def _parsed(text: str) -> Way:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,6 @@ from glomo.transfer import ScalarMix
 AnyLanguageModel = LanguageModel | LSTMLanguageModel
 
 
-class Read(NamedTuple):
-    """A batch of documents, read."""
-
-    features: Tensor
-    """(B, 3 dim), pooled"""
-    logits: Tensor
-    """(B, classes)"""
-    extra: Tensor
-    """what comes on top of the loss of the labels, see `DocumentClassifier.pooled`"""
-
-
 class DocumentClassifier(nn.Module):
     """Concat pooling over the features of a language model's units, then two blocks of BatchNorm, dropout and linear.
 
@@ -38,7 +27,7 @@ class DocumentClassifier(nn.Module):
 
     Args:
         language_model: the encoder; its decoder serves the auxiliary loss.
-        classes: how many.
+        classes: how many, or the length of the labels' vectors where `labels` makes logits of the head's.
         hidden, dropouts: of `PoolingHead`.
         chunk: units read at a time.
         window: how many chunks of a document have gradients.
@@ -80,18 +69,16 @@ class DocumentClassifier(nn.Module):
         self.chunk, self.window = chunk, window
         self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
         self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along
+        self.labels: nn.Module | None = None  # classes as vectors: what the head says -> logits
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
         """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""
-        return self.read(units, lengths, 0.0).logits
-
-    def read(self, units: Tensor, lengths: Tensor, auxiliary: float) -> Read:
-        """What a batch comes to, for losses of one's own."""
-        features, extra = self.pooled(units, lengths, auxiliary)
-        return Read(features, self.head(features), extra)
+        said = self.head(self.pooled(units, lengths)[0])
+        return said if self.labels is None else self.labels(said)
 
     def pooled(self, units: Tensor, lengths: Tensor, auxiliary: float = 0.0) -> tuple[Tensor, Tensor]:
-        """The first and the last of `Read`, without the head. The last is the mean over the documents of
+        """(features (B, 3 dim), which the head reads; what comes on top of the loss of the labels). The latter is the
+        mean over the documents of
 
         .. code-block:: text
 
@@ -155,6 +142,6 @@ def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, st
     An LSTM's decoder has no part in a classifier's features and is of the head's group: the auxiliary loss trains it.
     """
     lower = {name: rf"language_model\.(?:{pattern})" for name, pattern in of_language_model.items()}
-    added = [name for name in ("mix", "adversary", "others") if getattr(model, name) is not None]
+    added = [name for name in ("mix", "adversary", "others", "labels") if getattr(model, name) is not None]
     top = ["head", *added, *filter(None, [lower.pop("decoder", None)])]
     return {**lower, "head": "|".join(top)}

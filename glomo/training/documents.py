@@ -89,8 +89,13 @@ def draw(documents: Documents, classes: Sequence[str], data: FinetuneData, seed:
     return kept, held
 
 
-@torch.no_grad()
 def probabilities(model: nn.Module, ids: Sequence[list[int]], device: torch.device) -> Tensor:
+    """(documents, classes), in fp32 on the CPU, of a model from (units, lengths) to logits."""
+    return logits(model, ids, device).softmax(-1)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: Sequence[list[int]], device: torch.device) -> Tensor:
     """(documents, classes), in fp32 on the CPU, of a model from (units, lengths) to logits."""
     model.eval()
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -98,7 +103,7 @@ def probabilities(model: nn.Module, ids: Sequence[list[int]], device: torch.devi
     for start in range(0, len(order), EVALUATION_BATCH):
         part = order[start : start + EVALUATION_BATCH]
         units, lengths = pad([ids[i] for i in part])
-        values = model(units.to(device), lengths.to(device)).float().softmax(-1).cpu()
+        values = model(units.to(device), lengths.to(device)).float().cpu()
         found = found if len(found) else torch.empty(len(ids), values.size(1))
         found[part] = values
     return found

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.data import AnyVocabulary, BucketBatches, Vocabulary, label_names
+from glomo.data import AnyVocabulary, BucketBatches, Vocabulary
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.pooling import PoolingHead
@@ -31,6 +31,7 @@ from glomo.training.language_model import language_model
 from glomo.training.loop import Batches, Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
+from glomo.training.names import LabelSpace, NamedTask, Names, check_alone
 from glomo.training.run_folder import RunFolder
 from glomo.training.slices import SlicedExamples, Slices, insert_slices
 from glomo.training.staging import Staging
@@ -105,14 +106,16 @@ class FinetuneConfig:
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
     tasks: Tasks = field(default_factory=Tasks)
     slices: Slices = field(default_factory=Slices)
+    names: Names = field(default_factory=Names)
 
 
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a classifier for `load_classifier`, and ``out/results.json`` what is
-    returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes.
+    returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes; with unseen
+    classes in [names] these are of the others, and "zero_shot" has `NamedTask.figures`.
 
     With several processes BatchNorm takes its statistics of each one's share of the batch, [unlabelled] and [slices]
-    their means; all else is as with one.
+    their means, and the hinge of [names] its nearest others; all else is as with one.
 
     Raises UserError for mistakes in the recipe and in the data.
     """
@@ -124,6 +127,9 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         raise UserError("unlabelled.tsa anneals the labels' loss, which distil.teachers replace; give one of them")
     if config.train.shard:
         raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
+    if config.names.vectors:
+        others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))
+        check_alone(config.names, *others, config.classifier.smoothing)
     world = set_up(config.train)
     work = prepare(config, world)
     config = work.config
@@ -139,6 +145,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         if len(work.valid):
             figures = evaluate(work.model, work.valid, world.device)
             results |= {f"valid_{name}": value for name, value in figures.items()}
+        if work.named.unseen:
+            results |= {"zero_shot": work.named.figures(work.model, work.test, work.withheld, world.device)}
         results |= {name: row[name] for name in ("step", "loss", "seconds")}
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
         results |= {"trainable": work.trainable, "memory": memory.bytes(), "budget": config.train.steps}
@@ -163,6 +171,9 @@ class Work:
     model: DocumentClassifier
     valid: Documents
     test: Documents
+    named: NamedTask
+    withheld: Documents
+    """of the unseen classes of `named`"""
     examples: int
     """documents to train on"""
     trainable: int
@@ -183,16 +194,17 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
     config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
     config = resolved(config)
-    train_set, test_set = labelled(config.data)
-    classes = label_names(train_set)
+    named = NamedTask(config.names, *labelled(config.data), config.train.seed)
+    train_set, test_set, classes = named.train, named.test, named.seen
     others = read_tasks(config.tasks, config.data, config.tune, config.classifier.layers)
     texts = [text for text, _ in train_set + [example for other in others for example in other.train]]
-    model, vocabulary, backward = make_classifier(config, len(classes), texts)
+    model, vocabulary, backward = make_classifier(config, named.outputs, texts)
+    named.insert(model)
 
     def encoded(examples: Labelled, names: list[str]) -> Documents:
         return encode(examples, vocabulary, names, config.data.length, backward)
 
-    documents, test = encoded(train_set, classes), encoded(test_set, classes)
+    documents, test, withheld = (encoded(part, named.classes) for part in (train_set, test_set, named.withheld))
     chosen, held = draw(documents, classes, config.data, config.train.seed)
     fitting, valid = documents.part(chosen), documents.part(held)
     batches: Batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
@@ -228,6 +240,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         if slices is not None:
             return slices.loss(model, features, labels, indices)
         logits = model.head(features)
+        if isinstance(model.labels, LabelSpace):
+            return model.labels.loss(logits, labels)
         if teachers is not None:
             return teachers.loss(logits, labels, indices)
         if stream is not None:
@@ -259,6 +273,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         task.identity["unlabelled"] = stream.fingerprint
     if tasks is not None:
         task.identity["tasks"] = tasks.fingerprint
+    if config.names.vectors:
+        task.identity["names"] = named.fingerprint
     kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
@@ -267,13 +283,15 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     if penalty is not None:
         idle = [] if weight or config.tune.method == "sequential" else unread(model)
         check_learns(config.close, penalty, staging, idle)
-    return Work(config, task, model, valid, test, len(fitting), most_trainable(staging), tasks, slices)
+    learn = most_trainable(staging)
+    return Work(config, task, model, valid, test, named, withheld, len(fitting), learn, tasks, slices)
 
 
 def make_classifier(
-    config: FinetuneConfig, classes: int, texts: Sequence[str]
+    config: FinetuneConfig, outputs: int, texts: Sequence[str]
 ) -> tuple[DocumentClassifier, AnyVocabulary, bool]:
-    """(a classifier on the language model in tune.init, or on a new one; its vocabulary; whether it reads backward)."""
+    """(a classifier with so many outputs on the language model in tune.init, or on a new one; its vocabulary; whether
+    it reads backward)."""
     settings = config.classifier
     if config.tune.init:
         found = load_language_weights(config.tune.init)
@@ -289,7 +307,7 @@ def make_classifier(
             encoder = LSTMLanguageModel(lstm)
         else:
             encoder = LanguageModel(dataclasses.replace(config.model, vocab_size=len(vocabulary), smoothing=0.0))
-    model = DocumentClassifier(encoder, classes, **settings.of_model())
+    model = DocumentClassifier(encoder, outputs, **settings.of_model())
     insert_adapters(config.adapter, model)
     insert_slices(config.slices, model)
     return model, vocabulary, backward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune import ClassifierConfig
 from glomo.training.models import model_in
+from glomo.training.names import LabelSpace, Names, name_scores
 from glomo.training.slices import Slices, insert_slices
 
 
@@ -35,11 +36,21 @@ class TrainedClassifier:
     """units after which a document is cut; 0: none is"""
     backward: bool
     """it reads from the end to the beginning"""
+    names: Names = field(default_factory=Names)
+    """vectors of its labels"""
 
-    def probabilities(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """(texts, classes)."""
+    def probabilities(
+        self, texts: Sequence[str], device: torch.device | str = "cpu", names: Sequence[str] = ()
+    ) -> Tensor:
+        """(texts, classes); or (texts, names), the softmax of how near they are."""
         ids = [units_of(text, self.vocabulary, self.length, self.backward) for text in texts]
-        return probabilities(self.model.to(device), ids, torch.device(device))
+        model, on = self.model.to(device), torch.device(device)
+        if not names:
+            return probabilities(model, ids, on)
+        if not self.names.vectors:
+            raise UserError(f"{self.path} knows its classes only; names need a run with names.vectors")
+        seen, others = self.names.tables(self.classes, names)
+        return name_scores(self.names, model, ids, seen, others, on).softmax(-1)
 
 
 class TrainedEnsemble:
@@ -64,13 +75,22 @@ class TrainedEnsemble:
                 )
         self.members, self.classes = members, members[0].classes
 
-    def probabilities(self, texts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
-        """(texts, classes)."""
-        return torch.stack([member.probabilities(texts, device) for member in self.members]).mean(0)
+    def probabilities(
+        self, texts: Sequence[str], device: torch.device | str = "cpu", names: Sequence[str] = ()
+    ) -> Tensor:
+        """(texts, classes), or (texts, names) for names of one's own. Raises UserError as `predict`."""
+        return torch.stack([member.probabilities(texts, device, names) for member in self.members]).mean(0)
 
-    def predict(self, texts: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
-        """The most probable class of each text."""
-        return [self.classes[n] for n in self.probabilities(texts, device).argmax(-1).tolist()] if texts else []
+    def predict(self, texts: Sequence[str], device: torch.device | str = "cpu", names: Sequence[str] = ()) -> list[str]:
+        """The most probable class of each text; or, of runs with [names], the nearest of these names, which may be of
+        classes that training had no example of.
+
+        Raises UserError for names without vectors, and where a run has none.
+        """
+        if not texts:
+            return []
+        chosen = self.probabilities(texts, device, names).argmax(-1).tolist()
+        return [(names or self.classes)[n] for n in chosen]
 
     def evaluate(self, examples: Sequence[tuple[str, str]], device: torch.device | str = "cpu") -> dict[str, Any]:
         """{accuracy, loss, examples} on (text, label) examples. Raises UserError for a label that is unknown."""
@@ -96,11 +116,14 @@ def _load(path: str | Path) -> TrainedClassifier:
             encoder: LanguageModel | LSTMLanguageModel = LSTMLanguageModel(AWDLSTMConfig.from_dict(settings))
         else:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
-        model = DocumentClassifier(encoder, len(classes), **ClassifierConfig(**config["classifier"]).of_model())
+        names, table = Names(**config.get("names", {})), found.weights.get("labels.table")
+        outputs = len(classes) if table is None else table.size(1)
+        model = DocumentClassifier(encoder, outputs, **ClassifierConfig(**config["classifier"]).of_model())
+        model.labels = None if table is None else LabelSpace(names, table)
         insert_adapters(Adapters(**config.get("adapter", {})), model)
         insert_slices(Slices(**config.get("slices", {})), model)
         # a classifier of domains, and heads of other tasks, are of no use behind the training
         own = {n: t for n, t in found.weights.items() if not n.startswith(("adversary.", "others."))}
         model.load_state_dict(own)
         length = int(config["data"]["length"])
-        return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]))
+        return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]), names)

@@ -51,11 +51,16 @@ def label_vectors(names: Sequence[str], vectors: Mapping[str, Any]) -> Tensor:
     return unit
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name: they end at spaces, "_", "-", "/"."""
+    return [word for word in re.split(r"[\s_\-/]+", name) if word]
+
+
 def _vector(name: str, vectors: Mapping[str, Any]) -> Tensor:
     whole = _found(name, vectors)
     if whole is not None:
         return whole
-    words = [word for word in re.split(r"[\s_\-/]+", name) if word]
+    words = words_of(name)
     found = {word: _found(word, vectors) for word in words}
     missing = [word for word, row in found.items() if row is None]
     if missing or not words:

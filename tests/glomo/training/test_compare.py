@@ -72,6 +72,22 @@ def test_means_and_spreads():
     assert lines[3].split() == ["b", "all", "10.00", "5", "10", "0.0", "1"]
 
 
+def test_classes_that_no_run_was_trained_on():
+    """Their figures stand beside the others, of ways that have them."""
+    figures = dict.fromkeys(("chance", "seen", "unseen", "harmonic"), 0.25)
+    runs = [
+        run_of("a", 0, seed, 0.5, zero_shot={"accuracy": value, **figures}) for seed, value in enumerate([0.3, 0.5])
+    ]
+    found = summary("t", [*runs, run_of("b", 0, 0, 0.9)])
+    assert found["ways"][0]["zero_shot"]["accuracy"] == pytest.approx((0.4, 0.1 * 2**0.5))
+    assert "zero_shot" not in found["ways"][1]
+    lines = table(found).splitlines()
+    assert lines[0].split()[-10:] == ["zero-shot", "%", "chance", "%", "seen", "%", "unseen", "%", "harmonic", "%"]
+    assert lines[2].split()[-15:-9] == ["40.00", "±", "14.14", "25.00", "±", "0.00"]
+    assert lines[3].split() == ["b", "all", "10.00", "5", "10", "0.0"]
+    assert "zero-shot" not in table(summary("t", [run_of("b", 0, 0, 0.9)]))
+
+
 def test_the_same_call_goes_on(recipe, tmp_path, monkeypatch, capfd):
     """A death between two runs; then what is there is read back, and the rest trained."""
     out = tmp_path / "out"
@@ -237,6 +253,7 @@ def test_equal_seeds_draw_equal_examples(recipe, tmp_path, capfd):
         (("full", "full"), "has 'full' and 'full', whose folders would be one"),
         (("a b: full", "a-b: top"), "has 'a b' and 'a-b', whose folders would be one"),
         (("full --train.steps 3",), "train.steps must be equal for all ways"),
+        (("full --names.held_out 3",), "names.held_out must be equal for all ways"),
         (('full "abc',), "cannot be read: No closing quotation"),
         ((), "compare.ways is empty"),
         (("--train.lr 1",), "'nothing' is no method"),

@@ -300,8 +300,8 @@ def test_the_loss_by_its_formula(kind, layers):
         else:
             scores = torch.cat([encoder.logits(encoder.hidden(one[:, i : i + 8])) for i in range(0, length, 8)], 1)
         expected.append(value + 0.3 * torch.nn.functional.cross_entropy(scores[0], following[0]) + penalty)
-    read = model.read(units, lengths, 0.3)
-    found = torch.nn.functional.cross_entropy(read.logits, labels) + read.extra
+    features, extra = model.pooled(units, lengths, 0.3)
+    found = torch.nn.functional.cross_entropy(model.head(features), labels) + extra
     torch.testing.assert_close(found.double(), torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
 
 

@@ -22,6 +22,7 @@ from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneDa
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights
+from glomo.training.names import Names
 from glomo.training.slices import Slices
 from glomo.training.tasks import Tasks
 from glomo.training.texts import running_units
@@ -266,13 +267,30 @@ def teacher(tmp_path_factory, language_models):
 
 @pytest.mark.parametrize(
     "technique",
-    ["bottleneck", "lora", "l2-sp", "ewc", "distil", "consistency", "mean-teacher", "domain", "tasks", "slices"],
+    [
+        "bottleneck",
+        "lora",
+        "l2-sp",
+        "ewc",
+        "distil",
+        "consistency",
+        "mean-teacher",
+        "domain",
+        "tasks",
+        "slices",
+        "devise",
+        "hinge",
+    ],
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
     """The second call begins with other anchors and another teacher: those of the first count."""
     init = language_models["lstm"]
     other = tmp_path / "other.csv"
     other.write_text("text,label\n" + "the king,a\nthe queen,b\na ghost,c\n" * 11)
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text(
+        "".join(f"{word} {n} {n * n} 1\n" for n, word in enumerate(["as", "you", "like", "it", "hamlet"]))
+    )
     sections = {
         "bottleneck": {"adapter": Adapters("bottleneck", size=3)},
         "lora": {"adapter": Adapters("lora", r=2)},
@@ -284,6 +302,8 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "domain": {"unlabelled": Unlabelled("domain", (HAMLET,), batch_size=5, hidden=4)},
         "tasks": {"tasks": Tasks(train=(str(other),), alpha=0.0)},
         "slices": {"slices": Slices(("questions: \\?$", "mine: I"))},
+        "devise": {"names": Names(str(vectors))},
+        "hinge": {"names": Names(str(vectors), "hinge", margin=0.5)},
     }[technique]
     made = config(init, **sections)
     finetune(made, tmp_path / "whole")
