@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from glomo.cli.main import main
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
@@ -245,6 +246,21 @@ def test_a_run_goes_on_with_its_own_vectors(tmp_path, data):
     (tmp_path / "vectors.txt").write_text(rows.replace("red 1.0", "red 2.0"))
     with pytest.raises(UserError, match=r"was made with another names"):
         finetune(replace(made, train=replace(TRAIN, steps=7)), tmp_path / "run")
+
+
+def test_on_the_command_line(tmp_path, data, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'command = "finetune"\nabout = "x"\n[data]\ntrain = "{data / "train.csv"}"\ntest = "{data / "test.csv"}"\n'
+        f'[names]\nvectors = "{data / "vectors.txt"}"\n[lstm]\npreset = "tiny"\n[train]\nsteps = 1\nprogress = 0\n'
+        "threads = 1\n"
+    )
+    assert main(["finetune", str(recipe), "--names.unseen", "blue car, red bird", "--out", str(tmp_path / "run")]) == 0
+    accuracy = json.loads((tmp_path / "run" / "results.json").read_bytes())["zero_shot"]["accuracy"]
+    said = capsys.readouterr().out
+    assert (
+        f"zero-shot accuracy {100 * accuracy:.2f} % of 2 unseen classes (chance 50.00 %); the classifier is in" in said
+    )
 
 
 @pytest.mark.parametrize(
