@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from glomo.transfer.structure.adapter import ParallelAdapter, SerialAdapter
 from glomo.transfer.structure.insertion import Make
-from glomo.transfer.structure.widths import at_least_one, features
+from glomo.transfer.structure.widths import at_least_one, both_features, features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -141,9 +141,7 @@ def parallel_bottleneck(
     needed where the module's features cannot be inferred."""
 
     def make(module: nn.Module, name: str) -> ParallelBottleneck:
-        inputs, outputs, where = features(module, name, width, dim)
-        if inputs is None:
-            raise ValueError(f"{name!r}, a {type(module).__name__}, reads ids; a parallel adapter needs features")
+        inputs, outputs, where = both_features(module, name, width, dim)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             raise ValueError(
                 f"{name!r} is a {type(module).__name__}, whose output has other places than its input; "

@@ -1,4 +1,4 @@
-"""Residual adapters of convolutional networks: 1x1 convolutions behind or beside a network's own."""
+"""Residual adapters: 1x1 convolutions behind or beside a network's own, and the same beside layers of features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from glomo.nn.precision import at_least_fp32
 from glomo.transfer.structure.adapter import ParallelAdapter, SerialAdapter
 from glomo.transfer.structure.insertion import Make
-from glomo.transfer.structure.widths import at_least_one
+from glomo.transfer.structure.widths import at_least_one, both_features
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -56,32 +56,43 @@ class ParallelResidual(ParallelAdapter):
 
         conv(x; W) + A x = conv(x; W + A in the centre),   A = 0 at the start
 
-    By the second form :func:`merge` makes it free.
+    By the second form :func:`merge` makes it free, as it does beside a linear layer. Without dimensions of space it is
+    a linear map of the last dimension, y + A x, beside a layer of any kind.
 
     Args:
-        inputs, outputs: channels of x (B, inputs, ...) and of the result.
-        stride: the convolution's, one number for each dimension of space.
-        groups: the convolution's.
+        inputs, outputs: channels of x (B, inputs, ...) and of the result; without space (..., inputs).
+        stride: the convolution's, one number for each dimension of space; (): there is none.
+        groups: the convolution's; 1 without space.
 
     Raises:
         ValueError: a size below 1, or not as many strides as there can be dimensions; channels no multiple of groups.
 
-    Source: Rebuffi, Bilen and Vedaldi, CVPR 2018, section 3.
+    Source: Rebuffi, Bilen and Vedaldi, CVPR 2018, section 3, of convolutions.
     """
 
     mergeable = True
 
     def __init__(self, inputs: int, outputs: int, stride: Sequence[int] = (1, 1), groups: int = 1) -> None:
         super().__init__(inputs=inputs, outputs=outputs, stride=list(stride), groups=groups)
-        _check_dims(len(stride))
-        at_least_one(inputs=inputs, outputs=outputs, groups=groups, stride=min(stride))
+        if stride:
+            _check_dims(len(stride))
+        at_least_one(inputs=inputs, outputs=outputs, groups=groups, stride=min(stride, default=1))
+        if groups > 1 and not stride:
+            raise ValueError(f"groups is {groups}, and there are no dimensions of space; 1 is needed")
         if inputs % groups or outputs % groups:
             raise ValueError(f"inputs {inputs} and outputs {outputs} must be multiples of groups, which is {groups}")
         self.stride, self.groups = tuple(stride), groups
         self.weight = nn.Parameter(torch.zeros(outputs, inputs // groups, *[1] * len(stride)))
 
+    def attach(self, module: nn.Module) -> None:
+        self.mergeable = bool(self.stride) or isinstance(module, nn.Linear)
+        super().attach(module)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, ...) -> (B, outputs, ...), every `stride`-th place."""
+        """(B, inputs, ...) -> (B, outputs, ...), every `stride`-th place; without space (..., inputs) -> (...,
+        outputs)."""
+        if not self.stride:
+            return F.linear(x, self.weight)
         convolve = _CONVOLVE[len(self.stride)]
         result: Tensor = convolve(x, self.weight, stride=self.stride, groups=self.groups)
         return result
@@ -104,26 +115,27 @@ def serial_residual() -> Make:
     return make
 
 
-def parallel_residual() -> Make:
-    """For :func:`add`: a :class:`ParallelResidual` beside a convolution.
+def parallel_residual(width: int | None = None) -> Make:
+    """For :func:`add`: a :class:`ParallelResidual` beside a convolution, or beside a layer of features: linear,
+    recurrent, a Transformer's, or another one of this `width` (of input and output).
 
     Raises:
         ValueError: the convolution's centre does not lie on its input's places: it is of an even size, or its padding
-            is not dilation (size - 1) / 2.
+            is not dilation (size - 1) / 2; the width cannot be inferred; the module reads ids.
     """
 
     def make(module: nn.Module, name: str) -> ParallelResidual:
-        convolution = _convolution(module, name)
-        _check_centred(convolution, name)
-        return ParallelResidual(
-            convolution.in_channels, convolution.out_channels, convolution.stride, convolution.groups
-        )
+        if isinstance(module, Convolution):
+            _check_centred(module, name)
+            return ParallelResidual(module.in_channels, module.out_channels, module.stride, module.groups)
+        inputs, outputs, _ = both_features(module, name, width)
+        return ParallelResidual(inputs, outputs, ())
 
     return make
 
 
 def _convolution(module: nn.Module, name: str) -> Convolution:
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if not isinstance(module, Convolution):
         raise TypeError(f"{name!r} is a {type(module).__name__}; a residual adapter needs a Conv1d, Conv2d or Conv3d")
     return module
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from glomo.nn.transformer_layers import Layer
+
 
 class Features(NamedTuple):
     """Of a module's input and output."""
@@ -18,8 +20,8 @@ class Features(NamedTuple):
 
 
 def features(module: nn.Module, name: str, width: int | None = None, dim: int = -1) -> Features:
-    """The features of linear layers, convolutions (1d to 3d), embeddings, recurrent layers, one-dimensional LayerNorms
-    and attentions; of other modules those that the caller gives.
+    """The features of linear layers, convolutions (1d to 3d), embeddings, recurrent layers, one-dimensional LayerNorms,
+    attentions, and the layers of `glomo.nn`'s Transformers; of other modules those that the caller gives.
 
     Args:
         name: of the module, for the sentence.
@@ -44,10 +46,24 @@ def features(module: nn.Module, name: str, width: int | None = None, dim: int = 
         return Features(module.normalized_shape[0], module.normalized_shape[0], -1)
     if isinstance(module, nn.MultiheadAttention):
         return Features(module.embed_dim, module.embed_dim, -1)
+    if isinstance(module, Layer):
+        return Features(module.inner.in_features, module.outer.out_features, -1)
     raise ValueError(
         f"the width of {name!r}, a {type(module).__name__}, cannot be inferred; give width=, and dim= where its "
         "features are not in the last dimension"
     )
+
+
+def both_features(module: nn.Module, name: str, width: int | None = None, dim: int = -1) -> tuple[int, int, int]:
+    """`features` of a module that is to have something beside it.
+
+    Raises:
+        ValueError: as for `features`; the module reads ids.
+    """
+    inputs, outputs, where = features(module, name, width, dim)
+    if inputs is None:
+        raise ValueError(f"{name!r}, a {type(module).__name__}, reads ids; a parallel adapter needs features")
+    return inputs, outputs, where
 
 
 def at_least_one(**sizes: int) -> None:

@@ -2,8 +2,9 @@
 and what is refused."""
 
 import json
+import re
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from glomo.training.adapted import Adapters
 from glomo.training.close import Close, make_penalty
 from glomo.training.config import dump_toml, read_toml
 from glomo.training.distil import Distil
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
+from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune, make_classifier
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights
@@ -32,6 +33,7 @@ from glomo.training.tune import Tune
 from glomo.training.unlabelled import Unlabelled
 from glomo.transfer import layer_groups
 from glomo.transfer.closeness import diagonal_fisher
+from glomo.transfer.structure.insertion import adapters
 
 HERE = Path(__file__).parents[2] / "data"
 HAMLET = str(HERE / "hamlet-act-1.txt")
@@ -77,20 +79,35 @@ def rows_of(out):
 
 
 @pytest.mark.parametrize("tune", [{}, {"method": "gradual-unfreeze", "stage_steps": 1}], ids=["full", "gradual"])
-@pytest.mark.parametrize("kind", ["bottleneck", "parallel", "lora"])
-@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        *product(["lstm", "transformer"], ["bottleneck", "parallel", "lora", "residual"]),
+        ("transformer", "projected-attention"),
+    ],
+)
 def test_adapters_learn_and_the_rest_stays(tmp_path, language_models, architecture, kind, tune):
     init = language_models[architecture]
-    results = finetune(config(init, tune=Tune(init, **tune), adapter=Adapters(kind, size=3, r=2)), tmp_path)
+    results = finetune(config(init, tune=Tune(init, **tune), adapter=Adapters(kind, size=4, r=2, heads=2)), tmp_path)
     before, after = load_language_weights(init).weights, weights(tmp_path)
-    adapters = {name: value for name, value in after.items() if ".adapter." in name}
-    assert adapters
+    added = {name: value for name, value in after.items() if ".adapter." in name}
+    # the layers of a projected attention share what goes into it and out of it
+    shared = [name for name in added if re.search(r"layers\.1\.adapter\.(en|de)coder", name)]
+    assert len(shared) == (4 if kind == "projected-attention" else 0)
+    added = {name: value for name, value in added.items() if name not in shared}
+    inner = {"bottleneck": ("attention.out", "outer"), "lora": ("attention.out", "attention.packed")}
+    inner["parallel"] = inner["bottleneck"]
+    ends = [f".{end}" for end in inner.get(kind, ())] if architecture == "transformer" else []
+    stack = "decoder" if architecture == "transformer" else "encoder"
+    places = {f"language_model.{stack}.layers.{n}{end}" for n in range(2) for end in ends or [""]}
+    assert {name.split(".adapter")[0] for name in added} == places
+    assert all(value.any() for value in added.values()) or kind not in ("residual", "lora")  # which begin with zeros
     for name, value in before.items():
         moves = "norm" in name and kind != "lora"
         assert torch.equal(after[f"language_model.{name}"], value) or moves, name
     norms = sum(v.numel() for n, v in before.items() if "norm" in n and kind != "lora")
     head = sum(v.numel() for n, v in after.items() if n.startswith("head") and "running" not in n and v.dim())
-    assert results["trainable"] == sum(v.numel() for v in adapters.values()) + norms + head
+    assert results["trainable"] == sum(v.numel() for v in added.values()) + norms + head
     loaded = load_classifier(tmp_path)
     assert loaded.probabilities(["To be, or not to be"]).sum().item() == pytest.approx(1.0)
     figures = loaded.evaluate([("To be", loaded.classes[0])])
@@ -122,8 +139,6 @@ def test_penalties_keep_the_weights_near(tmp_path, language_models, architecture
 
 def test_the_fisher_information_is_that_of_the_old_text(language_models):
     """Units that the old text does not have are free to move."""
-    from glomo.training.finetune import make_classifier
-
     init = language_models["lstm"]
     model, vocabulary, _ = make_classifier(config(init), 2, [])
     penalty = make_penalty(EWC, model, model.language_model, vocabulary, init, 0)
@@ -158,8 +173,6 @@ def test_the_fisher_information_of_a_backward_model(tmp_path):
 
 
 def test_what_is_anchored_has_no_weight_decay(language_models):
-    from glomo.training.finetune import make_classifier
-
     init = language_models["lstm"]
     model, vocabulary, _ = make_classifier(config(init), 2, [])
     penalty = make_penalty(Close("parameters"), model, model.language_model, vocabulary, init, 0)
@@ -270,6 +283,8 @@ def teacher(tmp_path_factory, language_models):
     [
         "bottleneck",
         "lora",
+        "residual",
+        "projected-attention",
         "l2-sp",
         "ewc",
         "distil",
@@ -284,7 +299,7 @@ def teacher(tmp_path_factory, language_models):
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
     """The second call begins with other anchors and another teacher: those of the first count."""
-    init = language_models["lstm"]
+    init = language_models["transformer" if technique == "projected-attention" else "lstm"]
     other = tmp_path / "other.csv"
     other.write_text("text,label\n" + "the king,a\nthe queen,b\na ghost,c\n" * 11)
     vectors = tmp_path / "vectors.txt"
@@ -294,6 +309,8 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
     sections = {
         "bottleneck": {"adapter": Adapters("bottleneck", size=3)},
         "lora": {"adapter": Adapters("lora", r=2)},
+        "residual": {"adapter": Adapters("residual")},
+        "projected-attention": {"adapter": Adapters("projected-attention", size=4, heads=2)},
         "l2-sp": {"close": Close("l2-sp")},
         "ewc": {"close": EWC},
         "distil": {"distil": Distil((teacher,), alpha=0.7)},
@@ -460,11 +477,29 @@ def test_from_task_to_task(tmp_path, language_models, teacher):
             {"adapter": Adapters("parallel", where=r"encoder\.embedding")},
             "reads ids; a parallel adapter needs features",
         ),
+        ({"adapter": Adapters("residual", where=r"encoder")}, "the width of 'encoder', a AWDLSTM, cannot be inferred"),
+        ({"adapter": Adapters("projected-attention")}, "is an LSTM; choose bottleneck, parallel, lora or residual"),
     ],
 )
 def test_mistakes(tmp_path, language_models, sections, sentence):
     with pytest.raises(UserError, match=sentence):
         finetune(config(language_models["lstm"], **sections), tmp_path)
+
+
+def test_sizes_of_adapters(tmp_path, language_models):
+    """As published where the recipe does not say, and a sentence for heads that do not fit."""
+    init = language_models["transformer"]
+    with pytest.raises(UserError, match="kind is 'projected-attention': size is 5; it must be a multiple of heads"):
+        finetune(config(init, adapter=Adapters("projected-attention", size=5, heads=2)), tmp_path)
+    for kind, name, width in (
+        ("bottleneck", "down", 64),
+        ("parallel", "up", 16),
+        ("residual", None, 16),
+        ("projected-attention", "encoder", 204),
+    ):
+        model, _, _ = make_classifier(config(init, adapter=Adapters(kind)), 2, [])
+        added = adapters(model)[0].adapter
+        assert (getattr(added, name) if name else added).weight.size(0) == width
 
 
 def test_ewc_needs_the_old_vocabulary(tmp_path, language_models):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glomo.nn import LanguageModel, TransformerConfig
 from glomo.transfer.structure import (
     ParallelResidual,
     SerialResidual,
@@ -92,6 +93,47 @@ def test_the_parallel_formula_and_its_merge(kind, how, stir):
     torch.testing.assert_close(twin(x), before + beside, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 6), nn.LSTM(4, 6, batch_first=True), nn.GRU(4, 3, bidirectional=True, batch_first=True)]
+)
+def test_beside_layers_of_features(layer, stir):
+    """y + A x in the last dimension; beside a linear layer it goes into the weight, beside others it cannot."""
+    layer, x = layer.double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    before = layer(x)
+    add(layer, "", parallel_residual())
+    after = layer(x)
+    assert torch.equal(first(after), first(before))
+    stir(layer)
+    a, expected = layer.adapter.weight, first(before).clone()
+    assert a.shape == (6, 4)
+    for o in range(6):
+        for i in range(4):
+            expected[..., o] += a[o, i] * x[..., i]
+    torch.testing.assert_close(first(layer(x)), expected)
+    if isinstance(layer, nn.Linear):
+        merge(layer, keep=False)
+        assert set(layer.state_dict()) == {"weight", "bias"}
+        torch.testing.assert_close(layer(x), expected)
+    else:
+        with pytest.raises(ValueError, match="no adapter that can be merged"):
+            merge(layer)
+
+
+def first(output):
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def test_beside_layers_of_a_transformer(stir):
+    """A whole layer's width is known; the causal model stays causal, and padding changes nothing."""
+    model = LanguageModel(TransformerConfig.preset("tiny", vocab_size=9, dim=12, ff=8, dropout=0.0)).double().eval()
+    x = torch.randint(1, 9, (2, 6))
+    embedded = model.layers(x)
+    assert add(model, r"decoder\.layers\.\d", parallel_residual()) == ["decoder.layers.0", "decoder.layers.1"]
+    stir(model)
+    torch.testing.assert_close(model.layers(x)[1], embedded[1] + embedded[0] @ model.decoder.layers[0].adapter.weight.T)
+    torch.testing.assert_close(model.hidden(x[:, :4]), model.hidden(x)[:, :4])
+
+
 def test_gradients_of_the_parallel_one(stir):
     adapter = stir(ParallelResidual(2, 3, (2,)).double())
     x = torch.randn(2, 2, 5, dtype=torch.float64, requires_grad=True)
@@ -129,5 +171,12 @@ def test_mistakes():
         SerialResidual(2, 4)
     with pytest.raises(ValueError, match="channels is 0"):
         SerialResidual(0)
+    with pytest.raises(ValueError, match="'layer', a Embedding, reads ids"):
+        parallel_residual()(nn.Embedding(3, 2), "layer")
+    with pytest.raises(ValueError, match="'layer', a Identity, cannot be inferred"):
+        parallel_residual()(nn.Identity(), "layer")
+    assert parallel_residual(width=3)(nn.Identity(), "layer").weight.shape == (3, 3)
+    with pytest.raises(ValueError, match="groups is 2, and there are no dimensions of space"):
+        ParallelResidual(4, 4, (), groups=2)
     with pytest.raises(ValueError, match="inputs 3 and outputs 4 must be multiples of groups, which is 2"):
         ParallelResidual(3, 4, groups=2)
