@@ -89,7 +89,10 @@ def _evaluate(argv: Sequence[str]) -> int:
 
 
 def _summary(results: dict[str, Any], out: Path) -> str:
-    accuracy, unseen = results["test_accuracy"], results.get("zero_shot")
+    from glomo.training.adapted import FILE
+
+    accuracy, unseen, adapters = results["test_accuracy"], results.get("zero_shot"), out / FILE
+    alone = f" (what has learned alone is {adapters}, {adapters.stat().st_size:,} bytes)" if adapters.exists() else ""
     zero_shot = (
         f"zero-shot accuracy {100 * unseen['accuracy']:.2f} % of {len(unseen['classes'])} unseen classes (chance "
         f"{100 * unseen['chance']:.2f} %); "
@@ -98,5 +101,5 @@ def _summary(results: dict[str, Any], out: Path) -> str:
     )
     return (
         f"step {results['step']}, test accuracy {100 * accuracy:.2f} % (error {100 * (1 - accuracy):.2f} %); "
-        f"{zero_shot}the classifier is in {out / 'final'}, all figures in {out / 'results.json'}"
+        f"{zero_shot}the classifier is in {out / 'final'}{alone}, all figures in {out / 'results.json'}"
     )

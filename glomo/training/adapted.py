@@ -1,9 +1,17 @@
-"""The [adapter] section of a recipe: small modules that learn in the place of the language model they are in."""
+"""The [adapter] section of a recipe: small modules that learn in the place of the language model they are in, and the
+file of them."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import torch
+from torch import nn
 
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import LSTMLanguageModel
@@ -16,8 +24,12 @@ from glomo.transfer.structure import (
     parallel_bottleneck,
     parallel_residual,
     projected_attention,
+    save_adapters,
 )
-from glomo.transfer.structure.insertion import Make
+from glomo.transfer.structure.insertion import Make, adapters
+
+FILE = "adapters.safetensors"
+"""In a run folder: all that a run with adapters has learned."""
 
 PLACES = {
     "lstm": r"encoder\.layers\.\d+",
@@ -87,6 +99,29 @@ def insert_adapters(settings: Adapters, classifier: DocumentClassifier) -> None:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.requires_grad_(True)
+
+
+def save_adapted(classifier: DocumentClassifier, path: Path, about: Mapping[str, Any]) -> None:
+    """Write what has learned into one file for `load_adapted`: adapters, head, mixture, norms; and `about`, in its
+    metadata. The classifier is without a classifier of domains."""
+    model = classifier.language_model
+    inside = tuple(f"{one.path}." for one in adapters(model))
+    learned = [n for n, p in model.named_parameters() if p.requires_grad and not n.startswith(inside)]
+    head = ["head", *(["mix"] if classifier.mix is not None else [])]
+    head += [re.escape(f"language_model.{name}") for name in learned]
+    base = {"learned": learned, "base": base_fingerprint(model, learned)}
+    save_adapters(classifier, path, head, {**about, **base})
+
+
+def base_fingerprint(model: nn.Module, learned: Collection[str] = ()) -> str:
+    """The sha256 (hex) of a model's weights but for adapters and what has learned with them."""
+    inside = tuple(f"{one.path}." for one in adapters(model))
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if name not in learned and not name.startswith(inside):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _make(settings: Adapters) -> Make:

@@ -20,7 +20,7 @@ from glomo.nn.pooling import PoolingHead
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
-from glomo.training.adapted import Adapters, insert_adapters
+from glomo.training.adapted import FILE, Adapters, insert_adapters, save_adapted
 from glomo.training.close import Close, check_learns, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
@@ -112,7 +112,9 @@ class FinetuneConfig:
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a classifier for `load_classifier`, and ``out/results.json`` what is
     returned: accuracy and loss on the test set, parameters, seconds, and the peak of memory in bytes; with unseen
-    classes in [names] these are of the others, and "zero_shot" has `NamedTask.figures`.
+    classes in [names] these are of the others, and "zero_shot" has `NamedTask.figures`. With [adapter] on the language
+    model in tune.init, without [slices] and [names], ``out/adapters.safetensors`` holds all that has learned, for
+    `load_adapted`.
 
     With several processes BatchNorm takes its statistics of each one's share of the batch, [unlabelled] and [slices]
     their means, and the hinge of [names] its nearest others; all else is as with one.
@@ -127,6 +129,11 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         raise UserError("unlabelled.tsa anneals the labels' loss, which distil.teachers replace; give one of them")
     if config.train.shard:
         raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
+    if config.adapter and config.tune.layers >= 0:
+        raise UserError(
+            f"tune.layers is {config.tune.layers}, and with adapter.kind = {config.adapter.kind!r} the layers above would "
+            "stay as they are drawn; give one of them"
+        )
     if config.names.vectors:
         others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))
         check_alone(config.names, *others, config.classifier.smoothing)
@@ -157,6 +164,9 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         kept = folder.path / "results.json"
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
+        if config.adapter and config.tune.init and not (config.slices.patterns or config.names.vectors):
+            work.model.adversary = work.model.others = None  # of no use behind the training
+            save_adapted(work.model, folder.path / FILE, about_adapted(work))
         checkpoint.replace_file(kept, (json.dumps(results, indent=1) + "\n").encode())
         return results
 
@@ -285,6 +295,12 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         check_learns(config.close, penalty, staging, idle)
     learn = most_trainable(staging)
     return Work(config, task, model, valid, test, named, withheld, len(fitting), learn, tasks, slices)
+
+
+def about_adapted(work: Work) -> dict[str, Any]:
+    """What `load_adapted` needs besides the language model and the weights."""
+    settings = work.config.classifier.of_model()
+    return {"classes": work.task.meta["classes"], "classifier": settings, "length": work.config.data.length}
 
 
 def make_classifier(

@@ -1,4 +1,5 @@
-"""A trained document classifier: out of its checkpoint, texts in, their classes out; and the mean of several."""
+"""A trained document classifier: out of its checkpoint, or out of a file of adapters on a language model; texts in,
+their classes out; and the mean of several."""
 
 from __future__ import annotations
 
@@ -15,13 +16,15 @@ from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
-from glomo.training.adapted import Adapters, insert_adapters
+from glomo.training.adapted import Adapters, base_fingerprint, insert_adapters
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune import ClassifierConfig
-from glomo.training.models import model_in
+from glomo.training.language_model import language_model
+from glomo.training.models import load_language_weights, model_in
 from glomo.training.names import LabelSpace, Names, name_scores
 from glomo.training.slices import Slices, insert_slices
+from glomo.transfer.structure import about_adapters, load_adapters
 
 
 @dataclass
@@ -105,6 +108,31 @@ def load_classifier(*paths: str | Path) -> TrainedEnsemble:
     Raises UserError when a folder is missing, damaged, or holds no document classifier, and for different classes.
     """
     return TrainedEnsemble([_load(path) for path in paths])
+
+
+def load_adapted(language_model_run: str | Path, adapters_file: str | Path) -> TrainedEnsemble:
+    """The classifier of a file ``adapters.safetensors``, which `glomo finetune` writes with [adapter], on the language
+    model that it was trained on: what `load_classifier` gives of the run's folder, which need not be there. Several
+    tasks' files need one language model.
+
+    Raises UserError when one of them is missing or damaged, and for another language model.
+    """
+    found, about = load_language_weights(language_model_run), about_adapters(adapters_file)
+    model = language_model(found)
+    if "classes" not in about:
+        raise UserError(f"{adapters_file} has adapters, but no classes; a file of `glomo finetune` is needed")
+    if base_fingerprint(model, about["learned"]) != about["base"]:
+        raise UserError(
+            f"{adapters_file} was trained on another language model than that of {language_model_run}, or on other "
+            "weights of it; give the run folder that tune.init was"
+        )
+    classes = [str(name) for name in about["classes"]]
+    classifier = DocumentClassifier(model, len(classes), **about["classifier"])
+    load_adapters(classifier, adapters_file)
+    length = int(about["length"])
+    return TrainedEnsemble(
+        [TrainedClassifier(str(adapters_file), classifier, found.vocabulary, classes, length, found.backward)]
+    )
 
 
 def _load(path: str | Path) -> TrainedClassifier:

@@ -2,7 +2,7 @@
 
 from glomo.transfer.structure.adapter import Adapter, ParallelAdapter, SerialAdapter
 from glomo.transfer.structure.bottleneck import BottleneckAdapter, ParallelBottleneck, bottleneck, parallel_bottleneck
-from glomo.transfer.structure.files import load_adapters, save_adapters
+from glomo.transfer.structure.files import about_adapters, load_adapters, save_adapters
 from glomo.transfer.structure.insertion import adapter_patterns, add, remove
 from glomo.transfer.structure.layers import (
     Transferred,
@@ -37,6 +37,7 @@ __all__ = [
     "SerialResidual",
     "Transferred",
     "WeightLoRA",
+    "about_adapters",
     "adapter_patterns",
     "add",
     "bottleneck",

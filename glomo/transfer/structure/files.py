@@ -44,7 +44,12 @@ _DRAW_NOTHING = (SerialResidual, ParallelResidual)
 Shapes = dict[str, list[int]]
 
 
-def save_adapters(model: nn.Module, path: str | os.PathLike[str], head_patterns: str | Sequence[str] = ()) -> None:
+def save_adapters(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    head_patterns: str | Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write the adapters, and what the patterns match, into one safetensors file; its metadata holds, as JSON, where
     the adapters belong and how they are made, and the shapes of the base model. A tensor of several names is written
     once. The file is there in full or as it was before.
@@ -54,6 +59,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str], head_patterns:
         path: of the file.
         head_patterns: of names in the state_dict, matched at their beginning up to a dot or the name's end: the head,
             and what else of the base was trained, such as LayerNorms, or BatchNorms with their statistics.
+        about: plain JSON of the caller's, such as the names of classes, for :func:`about_adapters`.
 
     Raises:
         ValueError: there are no adapters, one is of a kind of one's own, or merged; a pattern matches nothing.
@@ -76,7 +82,7 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str], head_patterns:
     kept = {name: value for name, value in state.items() if name in inside | head}
     base = _shapes({name: value for name, value in state.items() if name not in kept})
     tensors, tied = _once(kept)
-    meta = {"format": FORMAT, "adapters": entries, "tied": tied, "base": base}
+    meta = {"format": FORMAT, "adapters": entries, "tied": tied, "base": base, "about": dict(about or {})}
     temporary = Path(f"{os.fspath(path)}.tmp")
     try:
         safetensors.torch.save_file(tensors, temporary, {_KEY: json.dumps(meta)})
@@ -84,6 +90,15 @@ def save_adapters(model: nn.Module, path: str | os.PathLike[str], head_patterns:
     except (OSError, safetensors.SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {os.fspath(path)}: {error}") from error
+
+
+def about_adapters(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the caller of :func:`save_adapters` said about a file.
+
+    Raises:
+        ValueError: the file is not there, cut, or no such file.
+    """
+    return dict(_read(path)[1].get("about", {}))
 
 
 @torch.no_grad()

@@ -3,14 +3,17 @@ and what is refused."""
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from glomo.data import read_texts
+from glomo.cli.finetune import _summary
+from glomo.data import read_labelled, read_texts
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.nn.transformer_config import TransformerConfig
@@ -28,11 +31,12 @@ from glomo.training.slices import Slices
 from glomo.training.tasks import Tasks
 from glomo.training.texts import running_units
 from glomo.training.train_config import TrainConfig, make_optimizer
-from glomo.training.trained_classifier import load_classifier
+from glomo.training.trained_classifier import load_adapted, load_classifier
 from glomo.training.tune import Tune
 from glomo.training.unlabelled import Unlabelled
 from glomo.transfer import layer_groups
 from glomo.transfer.closeness import diagonal_fisher
+from glomo.transfer.structure import add, lora, save_adapters
 from glomo.transfer.structure.insertion import adapters
 
 HERE = Path(__file__).parents[2] / "data"
@@ -486,6 +490,50 @@ def test_mistakes(tmp_path, language_models, sections, sentence):
         finetune(config(language_models["lstm"], **sections), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("lstm", "lora"), ("lstm", "residual"), ("transformer", "bottleneck"), ("transformer", "projected-attention")],
+)
+def test_the_file_of_adapters(tmp_path, language_models, architecture, kind):
+    """It is small, and on the language model gives the classifier of the whole checkpoint, to the bit."""
+    init = language_models[architecture]
+    made = config(init, adapter=Adapters(kind, size=4, r=2, heads=2), unlabelled=Unlabelled("domain", (HAMLET,)))
+    layers = "mix" if kind == "lora" else "last"
+    results = finetune(replace(made, classifier=replace(made.classifier, layers=layers, chunk=7)), tmp_path / "run")
+    file, whole = tmp_path / "run" / "adapters.safetensors", tmp_path / "run" / "final" / checkpoint.WEIGHTS
+    assert file.stat().st_size < 0.2 * whole.stat().st_size
+    assert f"(what has learned alone is {file}, {file.stat().st_size:,} bytes)" in _summary(results, tmp_path / "run")
+    texts = [text for text, _ in read_labelled(DATA.test)] + ["", "To be " * 40]
+    expected = load_classifier(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "final")
+    found = load_adapted(init, file)
+    assert torch.equal(found.probabilities(texts), expected.probabilities(texts))
+    assert found.predict(texts) == expected.predict(texts)
+    assert found.classes == expected.classes
+
+
+def test_a_file_of_adapters_goes_with_its_language_model(tmp_path, language_models):
+    init = language_models["lstm"]
+    finetune(config(init, adapter=Adapters("lora", r=2)), tmp_path / "run")
+    file, other = tmp_path / "run" / "adapters.safetensors", tmp_path / "other"
+    train = replace(TRAIN, steps=4, eval_every=0)
+    train_language_model(LanguageConfig(TEXT, LanguageMethod("lstm"), TRANSFORMER, LSTM, train=train), other)
+    for run in (other, language_models["transformer"]):
+        with pytest.raises(
+            UserError, match=r"was trained on another language model than that of .*; give the run fold"
+        ):
+            load_adapted(run, file)
+    finetune(config(init), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "adapters.safetensors").exists()
+    model = nn.Sequential(nn.Linear(2, 2))
+    add(model, "0", lora(1))
+    save_adapters(model, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError, match="has adapters, but no classes"):
+        load_adapted(init, tmp_path / "strange.safetensors")
+    with pytest.raises(UserError, match=r"there is no file .*nothing"):
+        load_adapted(init, tmp_path / "nothing")
+
+
 def test_sizes_of_adapters(tmp_path, language_models):
     """As published where the recipe does not say, and a sentence for heads that do not fit."""
     init = language_models["transformer"]
@@ -564,3 +612,5 @@ def test_only_the_first_layers_are_taken_over(tmp_path, language_models, archite
     many = Tune(init, layers=9)
     with pytest.raises(UserError, match=r"tune.layers is 9; the language model of tune.init has 2 layers"):
         finetune(config(init, still, tune=many), tmp_path / "many")
+    with pytest.raises(UserError, match=r"tune.layers is 1, and with adapter.kind = 'lora' the layers above"):
+        finetune(config(init, still, tune=Tune(init, layers=1), adapter=Adapters("lora")), tmp_path / "drawn")
