@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,15 @@ class Close:
         return self.method != "none" and any(factors)
 
 
+class Penalty(NamedTuple):
+    """What [close] adds to a run."""
+
+    term: AnchoredPenalty
+    """added to the loss, and saved with the run"""
+    fill: Callable[[], None]
+    """asks the old texts what the term remembers; for `Task.fill`"""
+
+
 def make_penalty(
     close: Close,
     model: nn.Module,
@@ -70,8 +79,9 @@ def make_penalty(
     init: str,
     seed: int,
     backward: bool = False,
-) -> AnchoredPenalty | None:
+) -> Penalty | None:
     """The penalty that a recipe asks for, on a model that has the weights of ``init`` in its language model (or is it).
+    The old texts are not read before `Penalty.fill` is called.
 
     Raises UserError without ``init``, with adapters (then the old weights stay as they are anyway), and for ewc without
     old texts or with another vocabulary than that of ``init``.
@@ -86,11 +96,11 @@ def make_penalty(
             "one of them"
         )
     if close.method == "parameters":
-        return ConservativeParameters(language_model, close.strength)
+        return Penalty(ConservativeParameters(language_model, close.strength), _nothing)
     if close.method == "l2-sp":
         old = {id(p) for p in language_model.parameters()}
         source = {name: p for name, p in model.named_parameters() if id(p) in old}
-        return L2SP(model, source, close.strength, close.beta)
+        return Penalty(L2SP(model, source, close.strength, close.beta), _nothing)
     if not (close.text or close.dataset):
         raise UserError("close.method is 'ewc', which needs the old texts: close.text or close.dataset")
     before = load_language_weights(init).vocabulary
@@ -99,12 +109,15 @@ def make_penalty(
             f"close.method is 'ewc', which needs the vocabulary of {init} ({len(before)} units), and this one has "
             f"{len(vocabulary)}; give --data.vocabulary init"
         )
-    texts = unlabelled(close.text, (close.dataset,) if close.dataset else (), "text")
     penalty = EWC(language_model, close.strength)
-    generator = torch.Generator().manual_seed(seed)
-    pieces = list(_pieces(texts, vocabulary, language_model, close, backward))
-    penalty.consolidate(diagonal_fisher(language_model, pieces, "sample", generator, _logits, PAD))
-    return penalty
+
+    def fill() -> None:
+        texts = unlabelled(close.text, (close.dataset,) if close.dataset else (), "text")
+        generator = torch.Generator().manual_seed(seed)
+        pieces = list(_pieces(texts, vocabulary, language_model, close, backward))
+        penalty.consolidate(diagonal_fisher(language_model, pieces, "sample", generator, _logits, PAD))
+
+    return Penalty(penalty, fill)
 
 
 def with_penalty(loss: Loss, penalty: AnchoredPenalty, noted: dict[str, float]) -> Loss:
@@ -139,6 +152,10 @@ def penalties_in(extras: nn.Module | None) -> list[AnchoredPenalty]:
     return [m for m in extras.modules() if isinstance(m, AnchoredPenalty)] if extras else []
 
 
+def _nothing() -> None:
+    """What remembers no more than weights needs nothing else."""
+
+
 def _pieces(
     texts: list[str],
     vocabulary: AnyVocabulary,
@@ -150,13 +167,17 @@ def _pieces(
     units = running_units(texts, vocabulary, model.end)
     if backward:
         units = units.flip(0)
-    length = min(close.length, len(units) - 1)
+    length, device = min(close.length, len(units) - 1), next(model.parameters()).device
     if isinstance(model, LanguageModel):
         length = min(length, model.config.max_length)
     room = len(units) - 1 - length
     starts = [room * n // max(1, close.samples - 1) for n in range(close.samples if room else 1)]
     for first in range(0, len(starts), BATCH):
-        rows = torch.stack([units[start : start + length + 1] for start in starts[first : first + BATCH]]).long()
+        rows = (
+            torch.stack([units[start : start + length + 1] for start in starts[first : first + BATCH]])
+            .long()
+            .to(device)
+        )
         yield rows[:, :-1], rows[:, 1:]
 
 

@@ -30,25 +30,26 @@ class Distil:
 
 
 class Teachers(nn.Module):
-    """What the teachers say of each example, asked once: log-probabilities (teachers, N, classes), a buffer.
-
-    Raises UserError for teachers of other classes.
-    """
+    """What the teachers say of each example: log-probabilities (teachers, N, classes), a buffer. They are asked once,
+    by `fill`, when a run begins."""
 
     said: Tensor
 
     def __init__(self, settings: Distil, texts: Sequence[str], classes: Sequence[str], device: torch.device) -> None:
+        super().__init__()
+        self.settings, self.texts, self.classes, self.device = settings, texts, list(classes), device
+        self.register_buffer("said", torch.zeros(len(settings.teachers), len(texts), len(classes)))
+
+    def fill(self) -> None:
+        """Ask them. Raises UserError for teachers of other classes."""
         from glomo.training.trained_classifier import load_classifier  # which is made of what is trained here
 
-        super().__init__()
-        self.settings = settings
-        found = load_classifier(*settings.teachers)
-        if found.classes != list(classes):
-            raise UserError(
-                f"the task has the classes {', '.join(classes)}, but distil.teachers know {', '.join(found.classes)}"
-            )
-        said = torch.stack([one.probabilities(texts, device) for one in found.members])
-        self.register_buffer("said", said.clamp(min=torch.finfo(said.dtype).tiny).log())
+        found = load_classifier(*self.settings.teachers)
+        if found.classes != self.classes:
+            known, needed = ", ".join(found.classes), ", ".join(self.classes)
+            raise UserError(f"the task has the classes {needed}, but distil.teachers know {known}")
+        said = torch.stack([one.probabilities(self.texts, self.device) for one in found.members])
+        self.said.copy_(said.clamp(min=torch.finfo(said.dtype).tiny).log())
 
     def loss(self, logits: Tensor, labels: Tensor, indices: Sequence[int]) -> Tensor:
         """Distillation from them on the examples of these numbers."""

@@ -131,8 +131,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
     if config.adapter and config.tune.layers >= 0:
         raise UserError(
-            f"tune.layers is {config.tune.layers}, and with adapter.kind = {config.adapter.kind!r} the layers above would "
-            "stay as they are drawn; give one of them"
+            f"tune.layers is {config.tune.layers}, and with adapter.kind = {config.adapter.kind!r} the layers above "
+            "would stay as they are drawn; give one of them"
         )
     if config.names.vectors:
         others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))
@@ -272,27 +272,33 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         figures = evaluate(model, valid, world.device)
         return {"valid_loss": figures["loss"], "valid_accuracy": figures["accuracy"]}
 
+    def fill() -> None:
+        for one in (penalty, teachers):
+            if one is not None:
+                one.fill()
+
     settings = {**model.language_model.config.to_dict(), "classes": len(classes)}
     meta = model_meta("document-classifier", settings, vocabulary, to_dict(config))
     meta |= {"classes": classes, "architecture": architecture(model), "backward": backward}
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
     task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
     if penalty is not None:
-        task.loss = with_penalty(loss, penalty, task.noted)
+        task.loss = with_penalty(loss, penalty.term, task.noted)
     if stream is not None:
         task.identity["unlabelled"] = stream.fingerprint
     if tasks is not None:
         task.identity["tasks"] = tasks.fingerprint
     if config.names.vectors:
         task.identity["names"] = named.fingerprint
-    kept = {"penalty": penalty, "teachers": teachers, "stream": stream}
+    kept = {"penalty": penalty and penalty.term, "teachers": teachers, "stream": stream}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
+    task.fill = fill
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
     staging = Staging(model, task.groups, task.stages, validates=True)
     if penalty is not None:
         idle = [] if weight or config.tune.method == "sequential" else unread(model)
-        check_learns(config.close, penalty, staging, idle)
+        check_learns(config.close, penalty.term, staging, idle)
     learn = most_trainable(staging)
     return Work(config, task, model, valid, test, named, withheld, len(fitting), learn, tasks, slices)
 

@@ -143,11 +143,12 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     of = (config.tune.init, config.train.seed, config.method.backward)
     penalty = make_penalty(config.close, model, model, vocabulary, *of)
     if penalty is not None:
-        task.extras, task.loss = penalty, with_penalty(task.loss, penalty, task.noted)
+        task.extras, task.fill = penalty.term, penalty.fill
+        task.loss = with_penalty(task.loss, penalty.term, task.noted)
     if not config.tune.plain:
         task.stages = make_stages(config.tune, config.train, len(task.batches))
         if penalty is not None:
-            check_learns(config.close, penalty, Staging(model, task.groups, task.stages, validates=True))
+            check_learns(config.close, penalty.term, Staging(model, task.groups, task.stages, validates=True))
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:

@@ -93,6 +93,9 @@ class Task:
     pulls has no weight decay"""
     noted: dict[str, float] = field(default_factory=dict)
     """figures of a step that its loss puts here; they stand beside "loss" in the step's row of the metrics"""
+    fill: Callable[[], None] | None = None
+    """called when a run begins, and not when it goes on: computes what the extras remember of old data, which need not
+    be there later"""
 
 
 class Interrupted(Exception):
@@ -164,6 +167,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         start, best, plateau, row = state["step"], state["best"], state["plateau"], state["row"]
         losses = state.get("losses", [])
         seconds_before = row["seconds"]
+    elif task.fill:
+        task.fill()
     if folder:
         folder.drop_rows_after(start)
     saved = start

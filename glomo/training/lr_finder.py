@@ -54,6 +54,8 @@ def find_rate(
     share = {name: rate / top for name, rate in stage.rates.items()}
     task.model.to(world.device)
     extras = task.extras.to(world.device) if task.extras else nn.Module()
+    if task.fill:
+        task.fill()
     kept = copy.deepcopy(extras.state_dict())
     optimizer = make_optimizer(staging.groups, config, penalties_in(task.extras))
     generator = torch.Generator()

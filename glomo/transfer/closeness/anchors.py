@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor, nn
 
 from glomo.nn.precision import at_least_fp32
+from glomo.transfer.wide_buffers import WideBuffers
 
 Choice = Callable[[str, nn.Parameter], bool]
 """(name, parameter) -> whether it is penalised."""
 
 
-class AnchoredPenalty(nn.Module):
+class AnchoredPenalty(WideBuffers):
     """A penalty on how far a model's weights are from their anchors. `forward()` takes nothing and returns the scalar
     to be added to the loss.
 
-    The anchors are buffers (`anchors.<name of the parameter>`): they move with `.to()`, are in the state_dict, and come
-    back by `load_state_dict` on a penalty that is freshly built. The model is no child: its parameters are neither in
-    the penalty's state_dict nor in its `parameters()`. To copy both, copy them together:
-    `copy.deepcopy((model, penalty))`.
+    The anchors are buffers (`anchors.<name of the parameter>`): they move with `.to()`, which makes them no narrower
+    (`.half()` either), are in the state_dict, and come back by `load_state_dict` on a penalty that is freshly built.
+    The model is no child: its parameters are neither in the penalty's state_dict nor in its `parameters()`. To copy
+    both, copy them together: `copy.deepcopy((model, penalty))`.
 
     Args:
         model: whose parameters are penalised. They are looked up by their names at every call.

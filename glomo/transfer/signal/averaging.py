@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from glomo.transfer.divergence import mean_log_probabilities
+from glomo.transfer.wide_buffers import WideBuffers
 
 
 class Ensemble(nn.Module):
@@ -84,8 +85,9 @@ class ExponentialAverage(AveragedModel):
 
     Buffers are averaged like parameters if they are floating point (BatchNorm's statistics), else copied. Weights in
     half precision are averaged in fp32, of which the copy holds the rounded values: with a = 0.999 a step is too small
-    for bf16. The copy needs no gradients and starts in evaluation mode. The count of updates (`n_averaged`) and the
-    fp32 means are in the state_dict.
+    for bf16, and for an average of fp32 weights that is cast to it later: build it when the model has its type. The
+    copy needs no gradients and starts in evaluation mode. The count of updates (`n_averaged`) and the fp32 means are in
+    the state_dict.
 
     It is a `torch.optim.swa_utils.AveragedModel`, and differs from one: that takes the weights of the first update as
     the start, has no warm-up, averages half precision in half precision, averages all buffers (integers too) or none,
@@ -109,7 +111,7 @@ class ExponentialAverage(AveragedModel):
         self.decay, self.warmup = decay, warmup
         self.requires_grad_(False)
         self.eval()
-        self.means = nn.Module()
+        self.means = WideBuffers()
         for name, tensor in _tensors(self.module).items():
             if tensor.is_floating_point() and tensor.dtype.itemsize < 4:
                 self.means.register_buffer(_without_dots(name), tensor.detach().float())

@@ -14,6 +14,8 @@ from glomo.training.lr_finder import find_rate
 def test_rates_grow_and_nothing_is_changed():
     task = make_task("gradual")
     next(task.model.children()).eval().requires_grad_(False)
+    begun = []
+    task.fill = lambda: begun.append(len(begun))
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     flags = [p.requires_grad for p in task.model.parameters()], [m.training for m in task.model.modules()]
     found = find_rate(task, CONFIG, ALONE, 1e-5, 1e-1, steps=9)
@@ -22,6 +24,7 @@ def test_rates_grow_and_nothing_is_changed():
     assert flags == ([p.requires_grad for p in task.model.parameters()], [m.training for m in task.model.modules()])
     assert all(p.grad is None for p in task.model.parameters())
     assert len(found["losses"]) == len(found["smooth"]) == 9
+    assert begun == [0]
     mean = weight = 0.0
     for loss, smooth in zip(found["losses"], found["smooth"], strict=True):
         mean, weight = 0.9 * mean + loss, 0.9 * weight + 1

@@ -77,6 +77,13 @@ def weights(path):
     return checkpoint.load(Path(path) / "final").weights
 
 
+def filled(*arguments, **options):
+    """The penalty as a run has it that begins."""
+    penalty = make_penalty(*arguments, **options)
+    penalty.fill()
+    return penalty.term
+
+
 def rows_of(out):
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
@@ -129,7 +136,7 @@ def test_penalties_keep_the_weights_near(tmp_path, language_models, architecture
     fisher = dict.fromkeys(before.weights, torch.ones(()))
     if close.method == "ewc":  # which lets go what the old text does not depend on
         model = language_model(before)
-        penalty = make_penalty(close, model, model, before.vocabulary, init, 0)
+        penalty = filled(close, model, model, before.vocabulary, init, 0)
         fisher = {name: penalty.fisher.get_buffer(name) for name in penalty.names}
 
     def distance(path):
@@ -145,7 +152,7 @@ def test_the_fisher_information_is_that_of_the_old_text(language_models):
     """Units that the old text does not have are free to move."""
     init = language_models["lstm"]
     model, vocabulary, _ = make_classifier(config(init), 2, [])
-    penalty = make_penalty(EWC, model, model.language_model, vocabulary, init, 0)
+    penalty = filled(EWC, model, model.language_model, vocabulary, init, 0)
     fisher = penalty.fisher.get_buffer("encoder.embedding.weight")
     assert penalty().item() == 0.0
     assert (fisher >= 0).all()
@@ -163,7 +170,7 @@ def test_the_fisher_information_of_a_backward_model(tmp_path):
     model = language_model(found)
     units = running_units(read_texts(HAMLET), found.vocabulary, model.end)
     close = replace(EWC, samples=1, length=len(units) - 1)
-    penalty = make_penalty(close, model, model, found.vocabulary, str(tmp_path / "back"), 0, backward=True)
+    penalty = filled(close, model, model, found.vocabulary, str(tmp_path / "back"), 0, backward=True)
     units = units.flip(0).long()[None]
     expected = diagonal_fisher(
         model,
@@ -179,7 +186,7 @@ def test_the_fisher_information_of_a_backward_model(tmp_path):
 def test_what_is_anchored_has_no_weight_decay(language_models):
     init = language_models["lstm"]
     model, vocabulary, _ = make_classifier(config(init), 2, [])
-    penalty = make_penalty(Close("parameters"), model, model.language_model, vocabulary, init, 0)
+    penalty = filled(Close("parameters"), model, model.language_model, vocabulary, init, 0)
     groups = layer_groups(model, {"language": "language_model", "head": "head"})
     optimizer = make_optimizer(groups, replace(TRAIN, weight_decay=0.1), [penalty])
     decays = {group["name"]: set() for group in optimizer.param_groups}
@@ -302,7 +309,10 @@ def teacher(tmp_path_factory, language_models):
     ],
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
-    """The second call begins with other anchors and another teacher: those of the first count."""
+    """The second call has neither the old text nor the teacher: what the first made of them counts."""
+    old, teaching = tmp_path / "old.txt", tmp_path / "teacher"
+    shutil.copy(HAMLET, old)
+    shutil.copytree(teacher, teaching)
     init = language_models["transformer" if technique == "projected-attention" else "lstm"]
     other = tmp_path / "other.csv"
     other.write_text("text,label\n" + "the king,a\nthe queen,b\na ghost,c\n" * 11)
@@ -316,8 +326,8 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "residual": {"adapter": Adapters("residual")},
         "projected-attention": {"adapter": Adapters("projected-attention", size=4, heads=2)},
         "l2-sp": {"close": Close("l2-sp")},
-        "ewc": {"close": EWC},
-        "distil": {"distil": Distil((teacher,), alpha=0.7)},
+        "ewc": {"close": replace(EWC, text=(str(old),))},
+        "distil": {"distil": Distil((str(teaching),), alpha=0.7)},
         "consistency": {"unlabelled": Unlabelled("consistency", (HAMLET,), temperature=0.8, tsa="log")},
         "mean-teacher": {"unlabelled": Unlabelled("mean-teacher", (HAMLET,), decay=0.5)},
         "domain": {"unlabelled": Unlabelled("domain", (HAMLET,), batch_size=5, hidden=4)},
@@ -332,15 +342,12 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         dying_at(patch, 6)
         with pytest.raises(Death):
             finetune(made, tmp_path / "killed")
-    with monkeypatch.context() as patch:
-        patch.setattr("glomo.transfer.closeness.EWC.consolidate", lambda self, fisher: None)
-        patch.setattr(
-            "glomo.training.trained_classifier.TrainedClassifier.probabilities",
-            lambda self, texts, device="cpu": torch.full((len(texts), len(self.classes)), 1 / len(self.classes)),
-        )
-        finetune(made, tmp_path / "killed")
+    old.unlink()
+    shutil.rmtree(teaching)
+    finetune(made, tmp_path / "killed")
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "whole")
     assert all(torch.equal(v, weights(tmp_path / "whole")[n]) for n, v in weights(tmp_path / "killed").items())
+    finetune(made, tmp_path / "whole")  # which is finished, and asks nothing more
 
 
 def test_a_run_from_before_a_section_goes_on(tmp_path):
@@ -380,6 +387,20 @@ def test_a_language_model_stays_close(tmp_path, language_models):
             (v - before[n]).square().sum().item() for n, v in load_language_weights(tmp_path / name).weights.items()
         )
     assert max(moved["ewc"], moved["l2-sp"]) < 0.7 * moved["none"]
+
+
+def test_a_language_model_goes_on_without_the_old_text(tmp_path, language_models):
+    old, init = tmp_path / "old.txt", language_models["lstm"]
+    shutil.copy(HAMLET, old)
+    data, close = replace(TEXT, vocabulary="init"), replace(EWC, text=(str(old),))
+    made = LanguageConfig(data, LanguageMethod("lstm"), lstm=LSTM, tune=Tune(init), train=TRAIN, close=close)
+    train_language_model(replace(made, train=replace(TRAIN, steps=3)), tmp_path / "parts")
+    train_language_model(made, tmp_path / "whole")
+    old.unlink()
+    train_language_model(made, tmp_path / "parts")
+    assert all(torch.equal(v, weights(tmp_path / "whole")[n]) for n, v in weights(tmp_path / "parts").items())
+    with pytest.raises(UserError, match=r"old\.txt"):
+        train_language_model(made, tmp_path / "new")
 
 
 @pytest.mark.parametrize("method", ["consistency", "mean-teacher", "domain"])
@@ -561,7 +582,7 @@ def test_a_transformer_reads_no_more_than_it_can(language_models):
     found = load_language_weights(language_models["transformer"])
     model = language_model(found)
     close = replace(EWC, length=1000)
-    penalty = make_penalty(close, model, model, found.vocabulary, language_models["transformer"], 0)
+    penalty = filled(close, model, model, found.vocabulary, language_models["transformer"], 0)
     assert penalty.fisher.get_buffer("embedding.weight").sum() > 0
 
 

@@ -34,6 +34,22 @@ def move(model):
 
 
 @every
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.float16)])
+def test_a_cast_loses_nothing(make, net, cast):
+    """A model and its penalty in one module, cast together: the model is, the anchors are not, but they get wider."""
+    both = nn.ModuleList([net, make(net)])
+    before = {name: value.clone() for name, value in both[1].state_dict().items()}
+    cast(both)
+    assert net.layer.weight.dtype.itemsize == 2
+    assert all(value.dtype == before[name].dtype for name, value in both[1].state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in both[1].state_dict().items())
+    assert both[1]().dtype == torch.float32
+    both.double()
+    kinds = {value.dtype for value in both[1].state_dict().values() if value.is_floating_point()}
+    assert kinds == {torch.float64}
+
+
+@every
 def test_the_model_is_no_child(make, net):
     penalty = make(net)
     assert not list(penalty.parameters())

@@ -235,6 +235,22 @@ def test_what_does_not_change_does_not_drift():
     assert all(torch.equal(a, b) for a, b in zip(average.module.parameters(), model.parameters(), strict=True))
 
 
+def test_a_cast_leaves_the_means_in_single():
+    model = net(dtype=torch.bfloat16)
+    average = ExponentialAverage(model, 0.999)
+    for _ in range(3):
+        average.update_parameters(model)
+        average.to(torch.float16)
+        average.bfloat16()
+    kept = average.means.get_buffer("linear/weight")
+    assert kept.dtype == torch.float32
+    with torch.no_grad():
+        model.linear.weight += 1
+    expected = kept + 0.001 * (model.linear.weight.float() - kept)
+    average.update_parameters(model)
+    torch.testing.assert_close(average.means.get_buffer("linear/weight"), expected)
+
+
 def test_half_precision_is_averaged_in_single():
     """One step of 0.001 is nothing in bf16; a thousand must be something."""
     model = net(dtype=torch.bfloat16)
