@@ -174,12 +174,14 @@ class LSTMLanguageModel(nn.Module):
 
         with h the last layer's output and d the same after dropout; else loss is nats.
         """
-        encoded, real = self.encoder(inputs, state), outputs != PAD
-        weight, bias = self.encoder.embedding.weight, self.decoder.bias
+        encoded = self.encoder(inputs, state)
+        return (*self.loss(encoded, outputs), encoded.state)
+
+    def loss(self, encoded: Encoded, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, nats) of `forward`, of inputs that are encoded."""
+        real, weight, bias = outputs != PAD, self.encoder.embedding.weight, self.decoder.bias
         nats = smoothed_cross_entropy(encoded.dropped, weight, outputs, 0.0, PAD, bias) / real.sum().clamp(min=1)
-        if not self.training:
-            return nats, nats, encoded.state
-        return nats + activation_penalty(encoded, real, self.config), nats, encoded.state
+        return (nats + activation_penalty(encoded, real, self.config) if self.training else nats), nats
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V), -inf for padding."""

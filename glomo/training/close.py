@@ -1,9 +1,10 @@
-"""The [close] section of a recipe: a penalty that keeps weights near those of tune.init."""
+"""The [close] section of a recipe, and its penalties that keep weights near those of tune.init."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,11 +15,12 @@ from glomo.errors import UserError
 from glomo.nn.awd_lstm import LSTMLanguageModel
 from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
+from glomo.training import checkpoint
 from glomo.training.config import check_range
 from glomo.training.models import load_language_weights
 from glomo.training.staging import Staging
 from glomo.training.texts import running_units, unlabelled
-from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, diagonal_fisher
+from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, OnlineEWC, diagonal_fisher
 from glomo.transfer.closeness.anchors import AnchoredPenalty
 from glomo.transfer.structure.insertion import adapters
 
@@ -33,28 +35,47 @@ class Close:
     The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that is.
     """
 
-    method: Literal["none", "l2-sp", "parameters", "ewc"] = "none"
+    method: Literal["none", "l2-sp", "parameters", "ewc", "online-ewc", "outputs", "lwf"] = "none"
     """none; l2-sp, on weights; parameters, on all parameters of the language model; ewc, on those that its old texts
-    depend on"""
+    depend on; online-ewc, also on those that the texts before them depend on, of which tune.init's run with ewc or
+    online-ewc has kept record; outputs: on what the language model predicts in the texts that are read; lwf: on what
+    the classifier in tune.init, whose head learns along, says of them"""
     strength: float = 0.1
-    """alpha of l2-sp, lambda of the others; rows of units that are new to tune.init are held at its mean row. With 0
-    nothing is held, and weight decay works on these weights as it does without a penalty"""
+    """alpha of l2-sp, lambda of the others (1 of lwf, as published); rows of units that are new to tune.init are held
+    at its mean row. With 0 nothing is held, and weight decay works on these weights as it does without a penalty"""
+    gamma: float = 1.0
+    """of online-ewc: how much what tune.init's run has kept counts"""
     beta: float = 0.01
     """of l2-sp: strength on weights that tune.init lacks, towards zero"""
     text: tuple[str, ...] = ()
-    """of ewc: files of the old texts, with commas between"""
+    """of ewc and online-ewc: files of the old texts, with commas between; they are read when a run begins"""
     dataset: str = ""
-    """of ewc: or their name in the catalogue"""
+    """of ewc and online-ewc: or their name in the catalogue"""
     samples: int = 200
-    """of ewc: pieces of the old texts that its Fisher information is taken of"""
+    """of ewc and online-ewc: pieces of the old texts that the Fisher information is taken of"""
     length: int = 70
-    """of ewc: units in a piece"""
+    """of ewc and online-ewc: units in a piece"""
 
     def __post_init__(self) -> None:
         for name in ("strength", "beta"):
             check_range(f"close.{name}", getattr(self, name), 0)
         for name in ("samples", "length"):
             check_range(f"close.{name}", getattr(self, name), 1)
+        check_range("close.gamma", self.gamma, 0, 1)
+
+    def check(self, model: nn.Module, init: str) -> None:
+        """Raises UserError without ``init``, and with adapters (then the old weights stay as they are anyway)."""
+        if self.method == "none":
+            return
+        if not init:
+            raise UserError(
+                f"close.method is {self.method!r}, which keeps a model near that of tune.init; that is empty"
+            )
+        if adapters(model):
+            raise UserError(
+                f"close.method is {self.method!r}, but with adapter.kind the weights of tune.init stay as they are; "
+                "give one of them"
+            )
 
     def __bool__(self) -> bool:
         """Whether there is a penalty at all."""
@@ -80,21 +101,17 @@ def make_penalty(
     seed: int,
     backward: bool = False,
 ) -> Penalty | None:
-    """The penalty that a recipe asks for, on a model that has the weights of ``init`` in its language model (or is it).
-    The old texts are not read before `Penalty.fill` is called.
+    """The penalty on weights that a recipe asks for, on a model that has the weights of ``init`` in its language model
+    (or is it). The old texts are not read before `Penalty.fill` is called.
 
-    Raises UserError without ``init``, with adapters (then the old weights stay as they are anyway), and for ewc without
-    old texts or with another vocabulary than that of ``init``.
+    Raises UserError as `Close.check`, and for ewc without old texts or with another vocabulary than that of ``init``;
+    `Penalty.fill` for online-ewc where the run of ``init`` has kept nothing.
     """
     if not close:
         return None
-    if not init:
-        raise UserError(f"close.method is {close.method!r}, which keeps weights near those of tune.init; that is empty")
-    if adapters(model):
-        raise UserError(
-            f"close.method is {close.method!r}, but with adapter.kind the weights of tune.init stay as they are; give "
-            "one of them"
-        )
+    close.check(model, init)
+    if close.method in ("outputs", "lwf"):
+        return None
     if close.method == "parameters":
         return Penalty(ConservativeParameters(language_model, close.strength), _nothing)
     if close.method == "l2-sp":
@@ -102,19 +119,22 @@ def make_penalty(
         source = {name: p for name, p in model.named_parameters() if id(p) in old}
         return Penalty(L2SP(model, source, close.strength, close.beta), _nothing)
     if not (close.text or close.dataset):
-        raise UserError("close.method is 'ewc', which needs the old texts: close.text or close.dataset")
+        raise UserError(f"close.method is {close.method!r}, which needs the old texts: close.text or close.dataset")
     before = load_language_weights(init).vocabulary
     if before.fingerprint != vocabulary.fingerprint:
         raise UserError(
-            f"close.method is 'ewc', which needs the vocabulary of {init} ({len(before)} units), and this one has "
-            f"{len(vocabulary)}; give --data.vocabulary init"
+            f"close.method is {close.method!r}, which needs the vocabulary of {init} ({len(before)} units), and this "
+            f"one has {len(vocabulary)}; give --data.vocabulary init"
         )
-    penalty = EWC(language_model, close.strength)
+    online = close.method == "online-ewc"
+    penalty = OnlineEWC(language_model, close.strength, close.gamma) if online else EWC(language_model, close.strength)
 
     def fill() -> None:
         texts = unlabelled(close.text, (close.dataset,) if close.dataset else (), "text")
         generator = torch.Generator().manual_seed(seed)
         pieces = list(_pieces(texts, vocabulary, language_model, close, backward))
+        if online:
+            penalty.load_state_dict(_kept(init), strict=False)
         penalty.consolidate(diagonal_fisher(language_model, pieces, "sample", generator, _logits, PAD))
 
     return Penalty(penalty, fill)
@@ -150,6 +170,20 @@ def check_learns(close: Close, penalty: AnchoredPenalty, staging: Staging, idle:
 def penalties_in(extras: nn.Module | None) -> list[AnchoredPenalty]:
     """The penalties among what a run keeps besides its model."""
     return [m for m in extras.modules() if isinstance(m, AnchoredPenalty)] if extras else []
+
+
+def _kept(init: str) -> dict[str, Tensor]:
+    """{"fisher.NAME": the Fisher information that a run of ewc or online-ewc has in its checkpoints}."""
+    found = checkpoint.latest(Path(init) / "checkpoints")
+    extras = found.state.get("extras", {}) if found and found.state else {}
+    kept = {name.removeprefix("penalty."): value for name, value in extras.items()}
+    fisher = {name: value for name, value in kept.items() if name.startswith("fisher.")}
+    if not fisher:
+        raise UserError(
+            f"close.method is 'online-ewc', which adds to the Fisher information that the run in tune.init has kept, "
+            f"and {init} has none in {Path(init) / 'checkpoints'}; begin with a run of ewc"
+        )
+    return fisher
 
 
 def _nothing() -> None:

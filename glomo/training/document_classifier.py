@@ -14,9 +14,13 @@ from glomo.nn.embedded import PAD
 from glomo.nn.losses import smoothed_cross_entropy
 from glomo.nn.pooling import Chunk, PoolingHead, pooled_documents
 from glomo.nn.transformer import LanguageModel
+from glomo.training.old_predictions import OldPredictions
 from glomo.transfer import ScalarMix
 
 AnyLanguageModel = LanguageModel | LSTMLanguageModel
+
+BESIDE = ("adversary", "others", "old_head")
+"""Parts of a classifier that are of no use behind the training."""
 
 
 class DocumentClassifier(nn.Module):
@@ -69,6 +73,7 @@ class DocumentClassifier(nn.Module):
         self.chunk, self.window = chunk, window
         self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
         self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along
+        self.old_head: nn.Module | None = None  # that of an older task, while it learns along
         self.labels: nn.Module | None = None  # classes as vectors: what the head says -> logits
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
@@ -76,7 +81,9 @@ class DocumentClassifier(nn.Module):
         said = self.head(self.pooled(units, lengths)[0])
         return said if self.labels is None else self.labels(said)
 
-    def pooled(self, units: Tensor, lengths: Tensor, auxiliary: float = 0.0) -> tuple[Tensor, Tensor]:
+    def pooled(
+        self, units: Tensor, lengths: Tensor, auxiliary: float = 0.0, predictions: OldPredictions | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(features (B, 3 dim), which the head reads; what comes on top of the loss of the labels). The latter is the
         mean over the documents of
 
@@ -84,6 +91,7 @@ class DocumentClassifier(nn.Module):
 
             auxiliary * nats a unit of the language model
                 + alpha mean_t(d_t^2) + beta mean_t((h_t - h_{t-1})^2)          (an LSTM's penalties, in training)
+                + strength mean_t KL(p0 || p)                                   (of `predictions`)
 
         over the units that have gradients, within chunks: what a document adds does not depend on the others.
         """
@@ -96,11 +104,14 @@ class DocumentClassifier(nn.Module):
 
         def encode(part: Tensor, state: Any) -> tuple[Tensor, Any]:
             if isinstance(model, LSTMLanguageModel):
-                found = model.encoder(part, state)
+                depth = model.config.layers  # behind the state of so many layers is that of the old predictions
+                found = model.encoder(part, state and state[:depth])
                 latest[:] = [found, found.dropped]
-                return (found.raw if self.mix is None else self.mix(found.layers)), found.state
+                old = predictions.read(part, state and state[depth:]) if predictions is not None else (None, [])
+                latest.append(old[0])
+                return (found.raw if self.mix is None else self.mix(found.layers)), [*found.state, *old[1]]
             layers = model.layers(part) if self.mix is not None else [model.hidden(part)]
-            latest[:] = [None, layers[-1]]
+            latest[:] = [None, layers[-1], predictions.read(part)[0] if predictions is not None else None]
             return (layers[0] if self.mix is None else self.mix(layers)), None
 
         def observe(chunk: Chunk) -> None:
@@ -112,6 +123,9 @@ class DocumentClassifier(nn.Module):
             if auxiliary:
                 shares = auxiliary / len(units) / learning[chunk.rows]
                 extra = extra + self._nats(latest[1], chunk, units, lengths, shares)
+            if predictions is not None:
+                each = predictions.distances(model.logits(latest[1]), latest[2], chunk.real)
+                extra = extra + (each / learning[chunk.rows]).sum() / len(units)
 
         pooled = pooled_documents(encode, units, lengths, self.chunk, self.window, observe)
         if isinstance(model, LSTMLanguageModel) and sums:
@@ -142,6 +156,6 @@ def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, st
     An LSTM's decoder has no part in a classifier's features and is of the head's group: the auxiliary loss trains it.
     """
     lower = {name: rf"language_model\.(?:{pattern})" for name, pattern in of_language_model.items()}
-    added = [name for name in ("mix", "adversary", "others", "labels") if getattr(model, name) is not None]
+    added = [name for name in ("mix", "labels", *BESIDE) if getattr(model, name) is not None]
     top = ["head", *added, *filter(None, [lower.pop("decoder", None)])]
     return {**lower, "head": "|".join(top)}

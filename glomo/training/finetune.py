@@ -25,13 +25,15 @@ from glomo.training.close import Close, check_learns, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distil import Distil, Teachers
 from glomo.training.distributed import World
-from glomo.training.document_classifier import DocumentClassifier, layer_patterns
+from glomo.training.document_classifier import BESIDE, DocumentClassifier, layer_patterns
 from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate, figures_of, probabilities
 from glomo.training.language_model import language_model
 from glomo.training.loop import Batches, Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.names import LabelSpace, NamedTask, Names, check_alone
+from glomo.training.old_head import OldHead
+from glomo.training.old_predictions import OldPredictions
 from glomo.training.run_folder import RunFolder
 from glomo.training.slices import SlicedExamples, Slices, insert_slices
 from glomo.training.staging import Staging
@@ -165,7 +167,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         if kept.exists():  # a finished run that was called again has taken no memory
             results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
         if config.adapter and config.tune.init and not (config.slices.patterns or config.names.vectors):
-            work.model.adversary = work.model.others = None  # of no use behind the training
+            for name in BESIDE:
+                setattr(work.model, name, None)
             save_adapted(work.model, folder.path / FILE, about_adapted(work))
         checkpoint.replace_file(kept, (json.dumps(results, indent=1) + "\n").encode())
         return results
@@ -232,6 +235,12 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     model.to(world.device)
     of = (config.tune.init, config.train.seed, backward)
     penalty = make_penalty(config.close, model, model.language_model, vocabulary, *of)
+    predictions, old_head = None, None
+    if config.close.method == "outputs":
+        predictions = OldPredictions(model.language_model, config.close.strength)
+    elif config.close.method == "lwf":
+        old_head = OldHead(model, fitting, config.tune.init, config.close.strength)
+        model.to(world.device)
 
     stream = None
     if config.unlabelled.method != "none":
@@ -262,8 +271,10 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         if tasks is not None and indices[0] >= len(fitting):
             return tasks.loss(indices, weight, world.device)
         units, lengths, labels = fitting.tensors(indices, world.device)
-        features, extra = model.pooled(units, lengths, weight)
+        features, extra = model.pooled(units, lengths, weight, predictions)
         value = extra + labelled_loss(features, labels, indices)
+        if old_head is not None:
+            value = value + old_head.loss(features, indices)
         if stream is not None:
             value = value + stream.loss(features, generator)
         return value, len(indices), int(lengths.sum())
@@ -273,7 +284,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         return {"valid_loss": figures["loss"], "valid_accuracy": figures["accuracy"]}
 
     def fill() -> None:
-        for one in (penalty, teachers):
+        for one in (penalty, teachers, old_head):
             if one is not None:
                 one.fill()
 
@@ -290,7 +301,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         task.identity["tasks"] = tasks.fingerprint
     if config.names.vectors:
         task.identity["names"] = named.fingerprint
-    kept = {"penalty": penalty and penalty.term, "teachers": teachers, "stream": stream}
+    kept: dict[str, nn.Module | None] = {"penalty": penalty and penalty.term, "teachers": teachers, "stream": stream}
+    kept |= {"predictions": predictions, "old_head": old_head}
     task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
     task.fill = fill
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))

@@ -16,6 +16,7 @@ from glomo.data import AnyVocabulary, BucketBatches, pad, read_texts
 from glomo.data.streams import StreamBatches
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
+from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.close import Close, check_learns, make_penalty, with_penalty
@@ -23,6 +24,7 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import END, LanguageWeights, load_language_weights, model_meta
+from glomo.training.old_predictions import OldPredictions
 from glomo.training.progress import track
 from glomo.training.run_folder import RunFolder
 from glomo.training.staging import Staging
@@ -130,18 +132,22 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
             total, count = negative_log_likelihood(model, part, length, length, world.device)
         return {"valid_loss": total / max(count, 1)}
 
+    model.to(world.device)
+    of = (config.tune.init, config.train.seed, config.method.backward)
+    penalty = make_penalty(config.close, model, model, vocabulary, *of)
+    if config.close.method == "lwf":
+        raise UserError("close.method is 'lwf', which is for heads of classifiers; a language model's is outputs")
+    predictions = OldPredictions(model, config.close.strength) if config.close.method == "outputs" else None
     task = (
-        _of_streams(model, units, config, world)
+        _of_streams(model, units, config, world, predictions)
         if isinstance(model, LSTMLanguageModel)
-        else _of_windows(model, units, config, world)
+        else _of_windows(model, units, config, world, predictions)
     )
     task.validate = validate if len(held) > 1 and config.data.valid_units else None
     task.meta = model_meta("language-model", model.config.to_dict(), vocabulary, to_dict(config))
     task.identity = {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)}
     task.groups = layer_patterns(model)
-    model.to(world.device)
-    of = (config.tune.init, config.train.seed, config.method.backward)
-    penalty = make_penalty(config.close, model, model, vocabulary, *of)
+    task.extras = predictions
     if penalty is not None:
         task.extras, task.fill = penalty.term, penalty.fill
         task.loss = with_penalty(task.loss, penalty.term, task.noted)
@@ -233,7 +239,9 @@ def forget_above(model: AnyLanguageModel, layers: int) -> None:
     copy_layers(fresh, model, {name: name for name in fresh.state_dict() if not kept.match(name)})
 
 
-def _of_windows(model: LanguageModel, units: Tensor, config: LanguageConfig, world: World) -> Task:
+def _of_windows(
+    model: LanguageModel, units: Tensor, config: LanguageConfig, world: World, predictions: OldPredictions | None
+) -> Task:
     """Windows in random order."""
     length = config.data.length
     starts = range(0, len(units) - 1, length)
@@ -241,14 +249,20 @@ def _of_windows(model: LanguageModel, units: Tensor, config: LanguageConfig, wor
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         inputs, outputs = windows(units, [starts[i] for i in indices], length)
         terms = int((outputs != 0).sum())
-        return model(inputs.to(world.device), outputs.to(world.device)), terms, terms
+        inputs, outputs = inputs.to(world.device), outputs.to(world.device)
+        hidden = model.hidden(inputs)
+        value = model.loss(hidden, outputs)
+        if predictions is not None:
+            value = value + predictions.distance(model.logits(hidden), predictions.read(inputs)[0], outputs != 0)
+        return value, terms, terms
 
     lengths = [min(length, len(units) - 1 - start) for start in starts]
     return Task(model, BucketBatches(lengths, config.train.batch_size, config.train.seed), loss, title="lm")
 
 
 class Streams:
-    """The states of this process's streams, carried from window to window."""
+    """The states of this process's streams, carried from window to window: the model's, and behind them those of the
+    old predictions where there are any."""
 
     def __init__(self) -> None:
         self.state: State | None = None
@@ -267,7 +281,9 @@ class Streams:
         self.state = self.state or None
 
 
-def _of_streams(model: LSTMLanguageModel, units: Tensor, config: LanguageConfig, world: World) -> Task:
+def _of_streams(
+    model: LSTMLanguageModel, units: Tensor, config: LanguageConfig, world: World, predictions: OldPredictions | None
+) -> Task:
     """The text as streams side by side, read on window by window."""
     train_config, length = config.train, config.data.length
     if train_config.batch_size < world.size:
@@ -290,7 +306,14 @@ def _of_streams(model: LSTMLanguageModel, units: Tensor, config: LanguageConfig,
         columns = slice(window[0], window[0] + window[1])
         inputs, outputs = (x[indices, columns].long().to(world.device) for x in (rows, following))
         state = streams.state and [(h.to(world.device), c.to(world.device)) for h, c in streams.state]
-        value, _, streams.state = model(inputs, outputs, state)
+        depth = model.config.layers
+        encoded = model.encoder(inputs, state and state[:depth])
+        value, _ = model.loss(encoded, outputs)
+        streams.state = encoded.state
+        if predictions is not None:
+            before, after = predictions.read(inputs, state and state[depth:])
+            value = value + predictions.distance(model.logits(encoded.dropped), before, outputs != PAD)
+            streams.state = [*encoded.state, *after]
         return value, outputs.numel(), outputs.numel()
 
     return Task(model, batches, loss, title="lm", before_step=before_step, carried=streams)

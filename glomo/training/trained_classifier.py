@@ -17,7 +17,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.adapted import Adapters, base_fingerprint, insert_adapters
-from glomo.training.document_classifier import DocumentClassifier
+from glomo.training.document_classifier import BESIDE, DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune import ClassifierConfig
 from glomo.training.language_model import language_model
@@ -107,7 +107,7 @@ def load_classifier(*paths: str | Path) -> TrainedEnsemble:
 
     Raises UserError when a folder is missing, damaged, or holds no document classifier, and for different classes.
     """
-    return TrainedEnsemble([_load(path) for path in paths])
+    return TrainedEnsemble([load_one(path) for path in paths])
 
 
 def load_adapted(language_model_run: str | Path, adapters_file: str | Path) -> TrainedEnsemble:
@@ -135,8 +135,9 @@ def load_adapted(language_model_run: str | Path, adapters_file: str | Path) -> T
     )
 
 
-def _load(path: str | Path) -> TrainedClassifier:
-    with model_in(path, "document-classifier", "document classifier", ("final", "best")) as (found, vocabulary):
+def load_one(path: str | Path, order: Sequence[str] = ("final", "best")) -> TrainedClassifier:
+    """One of them, from the first folder of ``order`` in a run folder. Raises UserError as `load_classifier`."""
+    with model_in(path, "document-classifier", "document classifier", order) as (found, vocabulary):
         meta, settings = found.meta, dict(found.meta["model"])
         classes, config = [str(name) for name in meta["classes"]], meta["config"]
         settings.pop("classes")
@@ -150,8 +151,7 @@ def _load(path: str | Path) -> TrainedClassifier:
         model.labels = None if table is None else LabelSpace(names, table)
         insert_adapters(Adapters(**config.get("adapter", {})), model)
         insert_slices(Slices(**config.get("slices", {})), model)
-        # a classifier of domains, and heads of other tasks, are of no use behind the training
-        own = {n: t for n, t in found.weights.items() if not n.startswith(("adversary.", "others."))}
-        model.load_state_dict(own)
+        beside = tuple(f"{name}." for name in BESIDE)
+        model.load_state_dict({name: t for name, t in found.weights.items() if not name.startswith(beside)})
         length = int(config["data"]["length"])
         return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]), names)

@@ -289,6 +289,16 @@ def teacher(tmp_path_factory, language_models):
     return str(out)
 
 
+@pytest.fixture(scope="module")
+def consolidated(tmp_path_factory, language_models):
+    """A language model that was tuned with EWC."""
+    out, train = tmp_path_factory.mktemp("ewc") / "run", replace(TRAIN, steps=3, eval_every=0)
+    data, tune = replace(TEXT, vocabulary="init"), Tune(language_models["lstm"])
+    made = LanguageConfig(data, LanguageMethod("lstm"), lstm=LSTM, tune=tune, train=train, close=EWC)
+    train_language_model(made, out)
+    return str(out)
+
+
 @pytest.mark.parametrize(
     "technique",
     [
@@ -298,6 +308,9 @@ def teacher(tmp_path_factory, language_models):
         "projected-attention",
         "l2-sp",
         "ewc",
+        "online-ewc",
+        "outputs",
+        "lwf",
         "distil",
         "consistency",
         "mean-teacher",
@@ -308,12 +321,13 @@ def teacher(tmp_path_factory, language_models):
         "hinge",
     ],
 )
-def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, technique):
+def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, consolidated, technique):
     """The second call has neither the old text nor the teacher: what the first made of them counts."""
     old, teaching = tmp_path / "old.txt", tmp_path / "teacher"
     shutil.copy(HAMLET, old)
     shutil.copytree(teacher, teaching)
-    init = language_models["transformer" if technique == "projected-attention" else "lstm"]
+    init = {"projected-attention": language_models["transformer"], "online-ewc": consolidated, "lwf": teacher}
+    init = init.get(technique, language_models["lstm"])
     other = tmp_path / "other.csv"
     other.write_text("text,label\n" + "the king,a\nthe queen,b\na ghost,c\n" * 11)
     vectors = tmp_path / "vectors.txt"
@@ -327,6 +341,9 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "projected-attention": {"adapter": Adapters("projected-attention", size=4, heads=2)},
         "l2-sp": {"close": Close("l2-sp")},
         "ewc": {"close": replace(EWC, text=(str(old),))},
+        "online-ewc": {"close": replace(EWC, method="online-ewc", text=(str(old),))},
+        "outputs": {"close": Close("outputs", 2.0)},
+        "lwf": {"close": Close("lwf", 1.0)},
         "distil": {"distil": Distil((str(teaching),), alpha=0.7)},
         "consistency": {"unlabelled": Unlabelled("consistency", (HAMLET,), temperature=0.8, tsa="log")},
         "mean-teacher": {"unlabelled": Unlabelled("mean-teacher", (HAMLET,), decay=0.5)},
@@ -490,7 +507,9 @@ def test_from_task_to_task(tmp_path, language_models, teacher):
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
-        ({"close": Close("l2-sp"), "tune": Tune()}, "near those of tune.init; that is empty"),
+        ({"close": Close("l2-sp"), "tune": Tune()}, "keeps a model near that of tune.init; that is empty"),
+        ({"close": Close("lwf")}, "needs a classifier in tune.init: .*holds no document classifier"),
+        ({"close": replace(EWC, method="online-ewc")}, "has none in .*checkpoints; begin with a run of ewc"),
         ({"close": Close("ewc")}, "needs the old texts: close.text or close.dataset"),
         ({"unlabelled": Unlabelled("domain")}, "needs texts: unlabelled.text or unlabelled.dataset"),
         (
@@ -593,6 +612,7 @@ def test_more_mistakes(tmp_path, language_models, teacher):
         (lambda: Adapters("lora", r=0), "adapter.r is 0"),
         (lambda: Close("l2-sp", strength=-1), "close.strength is -1"),
         (lambda: Distil(alpha=2), "distil.alpha is 2"),
+        (lambda: Close("online-ewc", gamma=1.5), "close.gamma is 1.5"),
     ):
         with pytest.raises(UserError, match=sentence):
             made()
