@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glomo.training.weight_average import WeightAverage
+
 
 class AveragedSGD(torch.optim.SGD):
     """SGD; from `start_averaging` on it also keeps the mean of every parameter over the steps:
@@ -79,10 +81,12 @@ class AveragedSGD(torch.optim.SGD):
 
 
 @contextmanager
-def weights_to_judge(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it a model has the weights that are validated and kept: the means of an `AveragedSGD`."""
-    if isinstance(optimizer, AveragedSGD):
-        with optimizer.averaged():
+def weights_to_judge(optimizer: torch.optim.Optimizer, average: WeightAverage | None = None) -> Iterator[None]:
+    """Within it a model has the weights that are validated and kept: the means of an `AveragedSGD` or a
+    `WeightAverage`."""
+    means = optimizer if isinstance(optimizer, AveragedSGD) else average
+    if means is not None:
+        with means.averaged():
             yield
     else:
         yield

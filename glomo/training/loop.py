@@ -3,8 +3,8 @@
 **Resume is exact.** A run that dies anywhere (kill -9 included) and is started again from its last checkpoint computes
 the same losses to the last bit, given equal versions and numbers of threads. Little has to be remembered for that:
 which examples a step reads is a function of (seed, step), and every step starts with all random generators seeded by
-(seed, step, rank). A checkpoint holds the step, the weights, the optimiser, the best validation loss so far, the stage
-and its steps, and what a task carries from step to step.
+(seed, step, rank). A checkpoint holds the step, the weights, their mean and the optimiser, the best validation loss so
+far, the stage and its steps, and what a task carries from step to step.
 
 Under `torchrun` each process takes its share of every batch; gradients are summed, weighted by the number of loss
 terms, so that N processes compute what one would on the whole batch, to within rounding (but BatchNorm, which takes its
@@ -40,6 +40,7 @@ from glomo.training.progress import Progress
 from glomo.training.run_folder import RunFolder
 from glomo.training.staging import MakeStages, Patterns, Staging
 from glomo.training.train_config import TrainConfig, make_optimizer, schedule_of
+from glomo.training.weight_average import WeightAverage
 from glomo.transfer.stages import Stage
 
 
@@ -139,6 +140,10 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
     sharded = config.shard and world.shard(model)
     staging = Staging(model, task.groups, task.stages or _one_stage(config), bool(task.validate and config.eval_every))
     optimizer = make_optimizer(staging.groups, config, penalties_in(task.extras))
+    average = None
+    if config.average != "none":
+        decay = config.average_decay if config.average == "ema" else 1.0
+        average = WeightAverage(model, decay, config.average_from)
     start, best, plateau, row = 0, math.inf, {"scale": 1.0, "bad": 0}, {}
     losses: list[float] = []  # of all validations
     seconds_before = 0.0
@@ -157,6 +162,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             world.load_optimizer(optimizer, state["optimizer"])
             if task.extras:
                 task.extras.load_state_dict(state.get("extras", {}))
+            if average is not None:
+                average.load_state_dict(state.get("average", {}))
             if task.carried:
                 task.carried.load_state_dict(
                     {name: t[world.rank :: world.size] for name, t in state["carried"].items()}
@@ -181,6 +188,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
             state |= {"staging": staging.state, "losses": losses}
             state |= {"carried": world.rows(task.carried.state_dict()) if task.carried else {}}
             state |= {"extras": task.extras.state_dict()} if task.extras else {}
+            state |= {"average": average.state_dict()} if average is not None else {}
             state |= {"identity": task.identity, "environment": _environment(world)}
             if folder:
                 target = folder.checkpoints / f"step-{step:06}"
@@ -212,8 +220,9 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
         if staging.stage.restore and staging.state["best"] < math.inf:
             where = world.from_first(str(folder.stage_best(staging.state["stage"])) if folder else None)
             world.load(model, checkpoint.load(Path(str(where))).weights)
-            if isinstance(optimizer, AveragedSGD):
-                optimizer.forget()
+            for means in (optimizer, average):
+                if isinstance(means, AveragedSGD | WeightAverage):
+                    means.forget()
         staging.next()
         if not staging.over:
             staging.begin(model, optimizer)
@@ -270,6 +279,8 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                     raise UserError(_not_finite("gradient", norm, step, saved))
                 optimizer.step()
                 world.mean_statistics(model)
+                if average is not None:
+                    average.update(step)
                 judged = staging.judges_last
                 staging.state["done"] += 1
 
@@ -281,7 +292,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 last = step == config.steps
                 due = bool(config.eval_every) and step % config.eval_every == 0
                 if task.validate and (last or judged or due):
-                    with weights_to_judge(optimizer):
+                    with weights_to_judge(optimizer, average):
                         figures = task.validate()
                         row |= figures
                         valid: Any = world.from_first(figures.get("valid_loss"))
@@ -307,7 +318,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 next_stage()
     finally:
         progress.close()
-    with weights_to_judge(optimizer):
+    with weights_to_judge(optimizer, average):
         weights = world.whole(model.state_dict())
         if folder and not (start == row["step"] and _holds(folder.final, start)):
             checkpoint.save(folder.final, weights, None, {"step": row["step"], **task.meta})

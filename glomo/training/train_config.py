@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from glomo.errors import UserError
 from glomo.training.averaging import AveragedSGD
 from glomo.training.config import check_range
 from glomo.transfer import schedules
@@ -45,6 +46,13 @@ class TrainConfig:
     """of adamw, added to the root of the squares"""
     weight_decay: float = 0.0
     """on matrices only; of adamw apart from the gradient"""
+    average: Literal["none", "ema", "swa"] = "none"
+    """none; ema: what is validated and kept is an exponential mean of the weights over the steps; swa: their plain
+    mean. A copy of the model is held for it"""
+    average_decay: float = 0.999
+    """of ema: share of the old mean in the new one, at each step; less in the first steps"""
+    average_from: int = 0
+    """of ema and swa: the mean is of the weights behind this step"""
     clip: float = 1.0
     """largest norm of the whole gradient; 0: no limit"""
     warmup: int = 0
@@ -84,6 +92,7 @@ class TrainConfig:
         for name in (
             "batch_tokens",
             "adam_eps",
+            "average_from",
             "lr",
             "weight_decay",
             "clip",
@@ -94,11 +103,28 @@ class TrainConfig:
             "progress",
         ):
             check_range(f"train.{name}", getattr(self, name), 0)
-        check_range("train.momentum", self.momentum, 0, 1)
+        for name in ("momentum", "average_decay"):
+            check_range(f"train.{name}", getattr(self, name), 0, 1)
+        self._check_average()
         check_range("train.cut_frac", self.cut_frac, 1e-9, 1 - 1e-9)
         for name in ("beta1", "beta2"):
             check_range(f"train.{name}", getattr(self, name), 0, 1 - 1e-9)
         check_range("train.seed", self.seed, 0, 2**63 - 1)
+
+    def _check_average(self) -> None:
+        if self.average == "none":
+            return
+        if self.optimizer == "nt-asgd":
+            raise UserError(f"train.average is {self.average!r}, and nt-asgd has means of its own; give one of them")
+        if self.shard:
+            raise UserError(
+                f"train.average is {self.average!r}, which needs the whole weights that train.shard divides; give one "
+                "of them"
+            )
+        if self.average_from >= self.steps:
+            raise UserError(
+                f"train.average_from is {self.average_from}; it must be below train.steps, which is {self.steps}"
+            )
 
 
 def schedule_of(config: TrainConfig) -> Factor:

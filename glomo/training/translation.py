@@ -113,6 +113,10 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` holds a translator for `load_translator`. Returns the last metrics row."""
     if config.method.average > config.train.keep:
         raise UserError(f"method.average is {config.method.average}, but train.keep keeps only {config.train.keep}")
+    if config.method.average > 1 and config.train.average != "none":
+        raise UserError(
+            f"method.average is {config.method.average} and train.average {config.train.average!r}; give one of them"
+        )
     training, validation = load_pairs(config.data)
     vocabulary = Subwords.train((side for pair in training for side in pair), config.data.vocab_size)
     fitting, held = (_encoded(pairs, vocabulary, config.data.max_length) for pairs in (training, validation))
