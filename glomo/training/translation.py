@@ -14,15 +14,18 @@ from torch import Tensor
 from glomo.data import BucketBatches, Subwords, TokenBatches, pad, read_pairs
 from glomo.errors import UserError
 from glomo.nn.rnn import RNNConfig, RNNTranslator
-from glomo.nn.transformer import Transformer
+from glomo.nn.transformer import LanguageModel, Transformer
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
 from glomo.training.config import check_range, default_values, to_dict
+from glomo.training.language import AnyLanguageModel
+from glomo.training.language_model import language_model
 from glomo.training.loop import Task, set_up, train
-from glomo.training.models import model_meta
+from glomo.training.models import load_language_weights, model_meta
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import fingerprint
 from glomo.training.train_config import TrainConfig
+from glomo.transfer.structure import initialise_from_language_model
 
 Pairs = list[tuple[str, str]]
 Ids = tuple[list[int], list[int]]
@@ -76,6 +79,15 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Init:
+    """The [init] section: what a Transformer starts from."""
+
+    model: str = ""
+    """run or checkpoint folder of a Transformer language model (`glomo lm`) of text in both languages, in place of
+    random weights: its vocabulary is taken, and its layers start encoder and decoder; [model] must be as there"""
+
+
+@dataclass(frozen=True)
 class TranslationConfig:
     """A translation recipe."""
 
@@ -85,6 +97,7 @@ class TranslationConfig:
     method: Method = field(default_factory=Method)
     model: TransformerConfig = field(default_factory=TransformerConfig)
     rnn: RNNConfig = field(default_factory=RNNConfig)
+    init: Init = field(default_factory=Init)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -118,13 +131,19 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
             f"method.average is {config.method.average} and train.average {config.train.average!r}; give one of them"
         )
     training, validation = load_pairs(config.data)
-    vocabulary = Subwords.train((side for pair in training for side in pair), config.data.vocab_size)
+    found, vocabulary = _language_model(config) if config.init.model else (None, None)
+    vocabulary = vocabulary or Subwords.train((side for pair in training for side in pair), config.data.vocab_size)
     fitting, held = (_encoded(pairs, vocabulary, config.data.max_length) for pairs in (training, validation))
     if not fitting:
         raise UserError(f"no training pair has at most data.max_length = {config.data.max_length} units a side")
 
     world = set_up(config.train)
     model, settings = make_model(config, len(vocabulary))
+    if isinstance(found, LanguageModel) and isinstance(model, Transformer):
+        try:
+            initialise_from_language_model(model, found)
+        except ValueError as error:
+            raise UserError(f"init.model is {config.init.model!r}, which does not fit [model]: {error}") from None
     lengths = [max(map(len, pair)) + 1 for pair in fitting]
     batches: BucketBatches | TokenBatches = BucketBatches(lengths, config.train.batch_size, config.train.seed)
     if config.train.batch_tokens:
@@ -167,6 +186,21 @@ def make_model(config: TranslationConfig, vocab_size: int) -> tuple[Transformer 
         return Transformer(settings), settings.to_dict()
     rnn = dataclasses.replace(config.rnn, vocab_size=vocab_size, attention=config.method.model == "rnn-attention")
     return RNNTranslator(rnn), rnn.to_dict()
+
+
+def _language_model(config: TranslationConfig) -> tuple[AnyLanguageModel, Subwords]:
+    """(the language model that init.model says, its vocabulary). Raises UserError where it can start no translator."""
+    found, said = load_language_weights(config.init.model), f"init.model is {config.init.model!r}"
+    if found.architecture != "transformer" or config.method.model != "transformer":
+        raise UserError(
+            f"{said}, a language model of the kind {found.architecture}, and method.model {config.method.model!r}; a "
+            "Transformer starts a Transformer"
+        )
+    if found.backward:
+        raise UserError(f"{said}, which reads backward; a translator writes forward")
+    if not isinstance(found.vocabulary, Subwords):
+        raise UserError(f"{said}, whose vocabulary is of words; one of subwords is needed (data.vocabulary)")
+    return language_model(found), found.vocabulary
 
 
 def mean_loss(model: Transformer | RNNTranslator, pairs: list[Ids], device: torch.device) -> tuple[Tensor, int, int]:

@@ -10,6 +10,7 @@ from glomo.cli.main import main
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.config import build
+from glomo.training.models import load_language_weights
 from glomo.training.translation import TranslationConfig, load_pairs, train_translation
 from glomo.training.translator import load_translator
 
@@ -107,6 +108,49 @@ def test_a_run_that_stops_goes_on_to_the_same_bits(pairs, tmp_path):
     assert [{**row, "valid_loss": 0} for row in whole] == [{**row, "valid_loss": 0} for row in parts]
     ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def language_models(pairs, tmp_path):
+    """{name: run folder} of small language models of both languages."""
+    small = ["--data.text", str(pairs), "--data.column", "target", "--data.vocab_size", "330", "--data.length", "16"]
+    small += ["--train.steps", "2", "--train.progress", "0", "--train.precision", "fp32", "--train.threads", "1"]
+    sizes = ["--model.dim", "32", "--model.ff", "64", "--model.heads", "2", "--model.layers", "2"]
+    more = {"fitting": [], "words": ["--data.vocabulary", "words"], "backward": ["--method.backward"]}
+    for name, options in more.items():
+        out = ["--out", str(tmp_path / name), "--model.norm", "post", "--train.warmup", "1"]
+        assert main(["lm", "train", "lm-small", *small, *sizes, *options, *out]) == 0
+    return {name: str(tmp_path / name) for name in more}
+
+
+def test_from_a_language_model(pairs, tmp_path, language_models):
+    """Its vocabulary, and its weights wherever there is a place for them; what it lacks is new."""
+    still = {"train": {"lr": 0.0, "steps": 1}, "init": {"model": language_models["fitting"]}}
+    train_translation(recipe(pairs, **still), tmp_path / "run")
+    before = load_language_weights(language_models["fitting"])
+    assert load_translator(tmp_path / "run").vocabulary.fingerprint == before.vocabulary.fingerprint
+    after = checkpoint.load(tmp_path / "run" / "final").weights
+    assert torch.equal(after["embedding.weight"], before.weights["embedding.weight"])
+    for name, value in before.weights.items():
+        if name.startswith("decoder."):
+            assert torch.equal(after[name.replace("decoder.", "encoder.")], value), name
+            assert torch.equal(after[name.replace(".norms.1.", ".norms.2.")], value), name
+    train_translation(recipe(pairs, train={"lr": 0.0, "steps": 1}), tmp_path / "plain")
+    new = checkpoint.load(tmp_path / "plain" / "final").weights
+    over = [name for name in new if ".over_memory." in name]
+    assert over
+    assert all(after[name].shape == new[name].shape and after[name].any() for name in over if "weight" in name)
+
+
+def test_what_starts_no_translator(pairs, tmp_path, language_models):
+    for name, sections, sentence in (
+        ("fitting", {"model": {"dim": 16}}, r"does not fit \[model\]: dim of the Transformer is 16, .* model 32"),
+        ("fitting", {"method": {"model": "rnn"}}, "of the kind transformer, and method.model 'rnn'; a Transformer"),
+        ("words", {}, "whose vocabulary is of words; one of subwords is needed"),
+        ("backward", {}, "which reads backward; a translator writes forward"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train_translation(recipe(pairs, init={"model": language_models[name]}, **sections), tmp_path / "out")
 
 
 def test_sources_of_validation_are_not_trained_on(pairs):
