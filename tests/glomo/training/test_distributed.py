@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glomo.cli.main import main
 from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.distributed import join
@@ -165,3 +166,34 @@ def test_two_processes_fine_tune_in_stages(tmp_path):
     assert min(row["units"] for row in whole) == 2  # of one document, and a process without any
     ours, theirs = (checkpoint.load(tmp_path / name / "final").weights for name in ("whole", "parts"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
+def test_two_processes_stay_close_as_one(tmp_path):
+    """The old predictions' states are shared out as the model's are."""
+    given = lstm(tmp_path)
+    assert main([*given, *PLAIN, *SGD, "--train.steps", "2", "--out", str(tmp_path / "init")]) == 0
+    given += ["--tune.init", str(tmp_path / "init"), "--data.vocabulary", "init"]
+    given += ["--close.method", "outputs", "--close.strength", "30"]
+    both = run(given, tmp_path / "one", 4, 1) + run(given, tmp_path / "two", 4, 2)
+    assert [process.wait(timeout=600) for process in both] == [0] * 3
+    for alone, together in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=2e-4)
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=2e-4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="gloo over a local socket")
+def test_a_process_without_labelled_documents(tmp_path):
+    """Of a batch of one the second process has none, and of the unlabelled texts a share: neither waits for the
+    other. (Means over unlabelled texts are of each process's own: the losses are not those of one.)"""
+    recipe = tmp_path / "finetune.toml"
+    recipe.write_text(
+        f'command = "finetune"\n[data]\ntrain = "{HAMLET.parent / "speeches-train.csv"}"\n'
+        f'test = "{HAMLET.parent / "speeches-test.csv"}"\nvocab_size = 300\nlength = 20\n[classifier]\nhidden = 8\n'
+        f'[unlabelled]\nmethod = "mean-teacher"\ntext = ["{HAMLET}"]\nbatch_size = 3\n[train]\nbatch_size = 1\n'
+    )
+    given = ["finetune", str(recipe), "--lstm.preset", "tiny", *ADAM]
+    assert [process.wait(timeout=600) for process in run(given, tmp_path / "two", 4, 2)] == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "two")] == [1, 2, 3, 4]
+    weights = checkpoint.load(tmp_path / "two" / "final").weights
+    assert all(value.isfinite().all() for value in weights.values())
