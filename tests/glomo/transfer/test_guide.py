@@ -11,18 +11,19 @@ from glomo.training.compare import CompareConfig
 from glomo.training.config import load_recipe, split_arguments
 from glomo.training.finetune import FinetuneConfig
 from glomo.training.language import LanguageConfig
+from glomo.training.translation import TranslationConfig
 
 PAGE = Path(glomo.transfer.__file__).with_name("GUIDE.md")
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = [line.strip() for line in TEXT.splitlines() if line.startswith("    glomo ")]
 RECIPES = {"lm train": (LanguageConfig, "lm"), "finetune": (FinetuneConfig, "finetune")}
-RECIPES |= {"compare": (CompareConfig, "compare")}
+RECIPES |= {"compare": (CompareConfig, "compare"), "translate train": (TranslationConfig, "translate")}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands(line):
     words = shlex.split(line)[1:]
-    name = " ".join(words[:2]) if words[0] == "lm" else words[0]
+    name = " ".join(words[:2]) if words[0] in ("lm", "translate") else words[0]
     arguments = split_arguments(words[len(name.split()) :])
     options = {key: value for key, value in arguments.options.items() if key != "out"}
     if name in RECIPES:
