@@ -29,7 +29,11 @@ TRAIN = TrainConfig(steps=8, batch_size=16, lr=1e-2, eval_every=4, checkpoint_ev
 LSTM = replace(AWDLSTMConfig.preset("tiny", dim=16, hidden=16).scaled(0), activation_reg=0.0, temporal_reg=0.0)
 HEAD = ClassifierConfig(hidden=8, chunk=12, window=2, drop_mult=0.0, dropout=0.0, dropout_last=0.0)
 ALONE = World(0, 1, torch.device("cpu"))
-ANIMALS = [("the horse eats grass", "horse"), ("a dog barks", "dog"), ("cats , and cats again", "cat")] * 9
+ANIMALS = [
+    (text + " now" * (number % 7), label)  # so that no row is as another one nearby
+    for number in range(9)
+    for text, label in (("the horse eats grass", "horse"), ("a dog barks", "dog"), ("cats , and cats again", "cat"))
+]
 WEATHER = [("rain falls", "wet"), ("the sun is out today", "dry")] * 20
 
 
