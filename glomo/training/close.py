@@ -43,10 +43,10 @@ class Close:
     strength: float = 0.1
     """alpha of l2-sp, lambda of the others (1 of lwf, as published); rows of units that are new to tune.init are held
     at its mean row. With 0 nothing is held, and weight decay works on these weights as it does without a penalty"""
-    gamma: float = 1.0
-    """of online-ewc: how much what tune.init's run has kept counts"""
     beta: float = 0.01
     """of l2-sp: strength on weights that tune.init lacks, towards zero"""
+    gamma: float = 1.0
+    """of online-ewc: how much what tune.init's run has kept counts"""
     text: tuple[str, ...] = ()
     """of ewc and online-ewc: files of the old texts, with commas between; they are read when a run begins"""
     dataset: str = ""
