@@ -21,7 +21,7 @@ from glomo.training.tasks import TaskBatches, Tasks
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier
 from glomo.training.tune import Tune
-from glomo.training.unlabelled import Stream, Unlabelled
+from glomo.training.unlabelled import Unlabelled, UnlabelledTexts
 
 HERE = Path(__file__).parents[2] / "data"
 DATA = FinetuneData(str(HERE / "speeches-train.csv"), str(HERE / "speeches-test.csv"), length=20)
@@ -205,13 +205,13 @@ def test_figures_of_the_catalogues_tasks(tmp_path, files, monkeypatch):
 def test_other_tasks_use_no_teacher_and_no_unlabelled_text(tmp_path, files, monkeypatch):
     finetune(config(Tasks()), tmp_path / "teacher")
     asked = []
-    original = Stream.loss
+    original = UnlabelledTexts.loss
 
     def loss(stream, *arguments):
         asked.append(stream.step)
         return original(stream, *arguments)
 
-    monkeypatch.setattr(Stream, "loss", loss)
+    monkeypatch.setattr(UnlabelledTexts, "loss", loss)
     section = Unlabelled("mean-teacher", (str(HERE / "hamlet-act-1.txt"),))
     made = config(Tasks(train=files), distil=Distil((str(tmp_path / "teacher"),)), unlabelled=section)
     work = prepare(made, ALONE)
