@@ -14,10 +14,11 @@ from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
 from glomo.training.close import Close, make_penalty
+from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import Documents
 from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
-from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
+from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, _of_streams, train_language_model
 from glomo.training.language_model import language_model
 from glomo.training.models import load_language_weights
 from glomo.training.old_head import OldHead
@@ -106,6 +107,28 @@ def test_predictions_of_documents(kind):
     extra.backward()
     assert all(p.grad is None for p in predictions.parameters())
     assert all(p.grad.any() for p in model.language_model.parameters() if p.dim() > 1)
+
+
+def test_predictions_of_a_text():
+    """Of the second window of streams, against both models that read the streams from their beginning."""
+    torch.manual_seed(0)
+    model = LSTMLanguageModel(replace(LSTM, vocab_size=30)).eval()
+    predictions = OldPredictions(model, strength=3.0)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    units, size = torch.randint(1, 30, (43,), dtype=torch.int32), replace(TRAIN, batch_size=3)
+    made = tuned("", Close(), method=LanguageMethod("lstm", jitter=False), train=size)
+    made, found = replace(made, data=replace(made.data, length=5)), {}
+    for name, given in (("with", predictions), ("without", None)):
+        task = _of_streams(model, units, made, World(0, 1, torch.device("cpu")), given)
+        for step in (1, 2):
+            task.before_step(step)
+            found[name] = task.loss([0, 1, 2], None)[0].item()
+    streams = units[:42].view(3, 14)[:, :10].long()
+    before, after = (one.logits(one.encoder(streams).raw)[:, 5:] for one in (predictions.source.model, model))
+    pairs = zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
+    expected = 3.0 * sum(divergence(*pair).item() for pair in pairs) / 15
+    assert found["with"] - found["without"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["lstm", "transformer"])

@@ -590,6 +590,7 @@ def test_sizes_of_adapters(tmp_path, language_models):
         model, _, _ = make_classifier(config(init, adapter=Adapters(kind)), 2, [])
         added = adapters(model)[0].adapter
         assert (getattr(added, name) if name else added).weight.size(0) == width
+        assert added.settings.get("into", "outer") == "outer"  # within the layer's last LayerNorm
 
 
 def test_ewc_needs_the_old_vocabulary(tmp_path, language_models):

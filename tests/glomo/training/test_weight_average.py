@@ -93,6 +93,19 @@ def test_a_death_changes_nothing(tmp_path, options, method):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_stage_that_goes_back_begins_a_mean(tmp_path):
+    """The first validation of the second stage is of the mean over its own steps."""
+    _, rows, seen = run(tmp_path, method="chain-thaw", average="swa")
+    first = next(row["step"] for row in rows if row["stage"] != rows[0]["stage"])
+    judged = next(row for row in rows[first:] if "valid_loss" in row)
+    assert rows[judged["step"]]["stage"] == judged["stage"] == rows[first - 1]["stage"]
+    own = [seen[step] for step in range(first, judged["step"] + 1)]
+    assert len(own) > 1
+    task = make_task("chain-thaw")
+    task.model.load_state_dict({name: sum(one[name] for one in own) / len(own) for name in own[0]})
+    assert task.validate()["valid_loss"] == pytest.approx(judged["valid_loss"], rel=1e-4)
+
+
 def test_the_mean_begins_anew():
     model = torch.nn.Linear(1, 1, bias=False)
     average = WeightAverage(model, 1.0, first=1)
