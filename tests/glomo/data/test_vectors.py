@@ -10,9 +10,9 @@ from glomo.errors import UserError
 def test_glove_and_fasttext(tmp_path):
     """The words that are asked for; a header and what else stands there is not looked at."""
     path = tmp_path / "v.txt"
-    path.write_bytes(b"the 0.5 -1 1e-3\r\nbroken x\n\xff\xfe 1 2 3\nred 1 2 3\nred 9 9 9\n")
-    found = read_vectors(path, {"the", "red", "blue"})
-    assert sorted(found) == ["red", "the"]
+    path.write_bytes(b"the 0.5 -1 1e-3\r\nbroken x\n\xff\xfe 1 2 3\nred 1 2 3\nred 9 9 9\none 7\n")
+    found = read_vectors(path, {"the", "red", "blue", "one"})
+    assert sorted(found) == ["one", "red", "the"]
     assert found["the"].dtype == np.float32
     np.testing.assert_array_equal(found["the"], np.array([0.5, -1, 1e-3], dtype=np.float32))
     np.testing.assert_array_equal(found["red"], [1, 2, 3])
