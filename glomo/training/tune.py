@@ -38,9 +38,6 @@ class Tune:
 
     init: str = ""
     """run or checkpoint folder of the language model to start from; empty: from random weights"""
-    layers: int = -1
-    """how many of its layers are taken over, from the embeddings (0: those alone) upwards; the others start from random
-    weights; -1: all"""
     method: Literal["full", "top", "features", "gradual-unfreeze", "chain-thaw", "sequential"] = "full"
     """which layer groups learn when; chain-thaw and sequential have constant rates, as published, whatever train.decay
     is"""
@@ -66,6 +63,9 @@ class Tune:
     """of sequential: the epoch from which all groups but the first learn"""
     k: int = 5
     """of sequential: the epoch from which all groups learn"""
+    layers: int = -1
+    """how many layers of tune.init are taken over, from the embeddings (0: those alone) upwards; the others start from random
+    weights; -1: all"""
 
     def __post_init__(self) -> None:
         check_range("tune.factor", self.factor, 1e-3, 1e3)

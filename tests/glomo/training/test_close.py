@@ -91,7 +91,7 @@ def test_predictions_of_documents(kind):
         parameter.data += 0.2 * torch.randn_like(parameter)
     lengths = torch.tensor([3, 14, 4, 9])
     units = torch.randint(1, 30, (4, 14)).masked_fill(torch.arange(14) >= lengths[:, None], 0)
-    extra = model.eval().read(units, lengths, 0.0, predictions).extra
+    _, extra = model.eval().pooled(units, lengths, 0.0, predictions)
     expected = 0.0
     for row, length in zip(units, lengths.tolist(), strict=True):
         chunks = [row[start : min(start + chunk, length)] for start in range(0, length, chunk)]
