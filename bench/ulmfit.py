@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.training.config import load_recipe
 from glomo.training.documents import draw, encode
-from glomo.training.finetune import FinetuneConfig, finetune
+from glomo.training.finetune import finetune
+from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.models import load_language_weights
 from glomo.training.texts import LabelledData, labelled
 

@@ -11,7 +11,9 @@ from glomo.data import Vocabulary
 from glomo.nn import GLoMo, GLoMoConfig
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
-from glomo.training.finetune import FinetuneConfig, FinetuneData, finetune
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune
+from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.models import graph_meta
 from glomo.training.train_config import TrainConfig
 

@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
             print(USAGE)
             return 0
         return _evaluate(argv[1:])
-    from glomo.training.finetune import FinetuneConfig, finetune
+    from glomo.training.finetune import finetune
+    from glomo.training.finetune_config import FinetuneConfig
 
     if argv[0] == "rates":
         return run(argv[1:], "finetune", FinetuneConfig, _rates, _suggestion, "finetune rates", "rates")

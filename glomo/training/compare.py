@@ -19,7 +19,8 @@ from typing import Any
 from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
 from glomo.training.config import check_range, default_values, dump_toml, load_recipe, nearest, split_arguments, to_dict
-from glomo.training.finetune import FinetuneConfig, resolved
+from glomo.training.finetune import resolved
+from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.tune import METHODS

@@ -5,110 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import Any
 
 from glomo.data import AnyVocabulary, BucketBatches, Vocabulary
-from glomo.errors import UserError
-from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
-from glomo.nn.pooling import PoolingHead
+from glomo.nn.awd_lstm import LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
-from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
-from glomo.training.adapted import FILE, Adapters, insert_adapters, save_adapted
-from glomo.training.close import Close, check_learns, make_penalty, with_penalty
-from glomo.training.config import check_range, default_values, to_dict
-from glomo.training.distil import Distil, Teachers
+from glomo.training.adapted import FILE, insert_adapters, save_adapted
+from glomo.training.close import check_learns, with_penalty
+from glomo.training.config import default_values, to_dict
 from glomo.training.distributed import World
 from glomo.training.document_classifier import BESIDE, DocumentClassifier, layer_patterns
-from glomo.training.documents import Documents, FinetuneData, draw, encode, evaluate, figures_of, probabilities
+from glomo.training.documents import Documents, draw, encode, evaluate, figures_of, probabilities
+from glomo.training.finetune_config import FinetuneConfig, check_together
 from glomo.training.language_model import language_model
 from glomo.training.loop import Batches, Task, set_up, train
 from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
-from glomo.training.names import LabelSpace, NamedTask, Names, check_alone
-from glomo.training.old_head import OldHead
-from glomo.training.old_predictions import OldPredictions
+from glomo.training.names import NamedTask
+from glomo.training.objective import Objective
 from glomo.training.run_folder import RunFolder
-from glomo.training.slices import SlicedExamples, Slices, insert_slices
+from glomo.training.slices import SlicedExamples, insert_slices
 from glomo.training.staging import Staging
-from glomo.training.tasks import OtherTasks, Tasks, read_tasks
+from glomo.training.tasks import OtherTasks, read_tasks
 from glomo.training.texts import Labelled, fingerprint, labelled
-from glomo.training.train_config import TrainConfig
-from glomo.training.tune import Tune, make_stages
-from glomo.training.unlabelled import Unlabelled, UnlabelledTexts
-from glomo.transfer import auxiliary_weight
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """The [classifier] section: what stands on the language model."""
-
-    model: Literal["transformer", "lstm"] = "lstm"
-    """the language model without tune.init, with its settings in [model] or [lstm]; with it, only the dropouts there
-    count"""
-    drop_mult: float = 1.0
-    """of lstm: all five dropouts times this"""
-    hidden: int = 50
-    """width between the head's two blocks"""
-    dropout: float = 0.4
-    """of the pooled features"""
-    dropout_last: float = 0.1
-    """before the last linear layer"""
-    chunk: int = 70
-    """units read at a time"""
-    window: int = 20
-    """chunks of a document, counted from its end, through which gradients go"""
-    layers: Literal["last", "mix"] = "last"
-    """features of the last layer, or a learned mixture of all"""
-    auxiliary: float = 0.0
-    """weight of the language model's loss on the same documents; with sequential it is annealed from 0.2 to 0.1 by
-    itself"""
-    smoothing: float = 0.0
-    """label smoothing"""
-
-    def of_model(self) -> dict[str, Any]:
-        """Arguments of `DocumentClassifier`."""
-        options = {name: getattr(self, name) for name in ("hidden", "chunk", "window", "layers")}
-        return {**options, "dropouts": (self.dropout, self.dropout_last)}
-
-    def head(self, width: int, classes: int) -> PoolingHead:
-        """A new head, as that of `DocumentClassifier`."""
-        return PoolingHead(width, classes, self.hidden, (self.dropout, self.dropout_last))
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "chunk", "window"):
-            check_range(f"classifier.{name}", getattr(self, name), 1)
-        for name in ("dropout", "dropout_last", "smoothing"):
-            check_range(f"classifier.{name}", getattr(self, name), 0, 0.999)
-        for name in ("auxiliary", "drop_mult"):
-            check_range(f"classifier.{name}", getattr(self, name), 0)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """A fine-tuning recipe."""
-
-    DERIVED: ClassVar = {"model": ("vocab_size", "encoder_attention", "smoothing"), "lstm": ("vocab_size",)}
-
-    data: FinetuneData = field(default_factory=FinetuneData)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    model: TransformerConfig = field(default_factory=TransformerConfig)
-    lstm: AWDLSTMConfig = field(default_factory=lambda: AWDLSTMConfig.preset("classifier"))
-    tune: Tune = field(default_factory=Tune)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    adapter: Adapters = field(default_factory=Adapters)
-    close: Close = field(default_factory=Close)
-    distil: Distil = field(default_factory=Distil)
-    unlabelled: Unlabelled = field(default_factory=Unlabelled)
-    tasks: Tasks = field(default_factory=Tasks)
-    slices: Slices = field(default_factory=Slices)
-    names: Names = field(default_factory=Names)
+from glomo.training.tune import make_stages
 
 
 def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
@@ -123,22 +46,6 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
 
     Raises UserError for mistakes in the recipe and in the data.
     """
-    if config.classifier.smoothing and (config.distil.teachers or config.unlabelled.method != "none"):
-        raise UserError(
-            "distil.teachers and unlabelled.method go without label smoothing; set classifier.smoothing = 0"
-        )
-    if config.distil.teachers and config.unlabelled.tsa != "none":
-        raise UserError("unlabelled.tsa anneals the labels' loss, which distil.teachers replace; give one of them")
-    if config.train.shard:
-        raise UserError("train.shard divides the models of `glomo lm` and `glomo translate`; a classifier is whole")
-    if config.adapter and config.tune.layers >= 0:
-        raise UserError(
-            f"tune.layers is {config.tune.layers}, and with adapter.kind = {config.adapter.kind!r} the layers above "
-            "would stay as they are drawn; give one of them"
-        )
-    if config.names.vectors:
-        others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))
-        check_alone(config.names, *others, config.classifier.smoothing)
     world = set_up(config.train)
     work = prepare(config, world)
     config = work.config
@@ -205,7 +112,7 @@ def resolved(config: FinetuneConfig) -> FinetuneConfig:
 
 def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
-    config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
+    check_together(config)
     config = resolved(config)
     named = NamedTask(config.names, *labelled(config.data), config.train.seed)
     train_set, test_set, classes = named.train, named.test, named.seen
@@ -226,91 +133,32 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         heads = (config.classifier.head, config.classifier.smoothing)
         tasks = OtherTasks(config.tasks, others, model, fitting, encoded, *heads, config.train)
         batches = tasks.batches
-    weight = config.classifier.auxiliary
-    read = [train_set[i][0] for i in chosen]
-    teachers = Teachers(config.distil, read, classes, world.device) if config.distil.teachers else None
+    texts = [train_set[i][0] for i in chosen]
     slices = None
     if config.slices.patterns:
-        slices = SlicedExamples(config.slices, read, [text for text, _ in test_set])
-    model.to(world.device)
-    of = (config.tune.init, config.train.seed, backward)
-    penalty = make_penalty(config.close, model, model.language_model, vocabulary, *of)
-    predictions, old_head = None, None
-    if config.close.method == "outputs":
-        predictions = OldPredictions(model.language_model, config.close.strength)
-    elif config.close.method == "lwf":
-        old_head = OldHead(model, fitting, config.tune.init, config.close.strength)
-        model.to(world.device)
-
-    stream = None
-    if config.unlabelled.method != "none":
-        options = (vocabulary, config.data.length, backward, config.train.batch_size, config.train.steps)
-        stream = UnlabelledTexts(config.unlabelled, model, *options, config.train.seed, world)
-
-    def before_step(step: int) -> float:
-        nonlocal weight
-        if stream is not None:
-            stream.before_step(step)
-        if config.tune.method == "sequential":
-            weight = auxiliary_weight((step - 1) // (config.tune.stage_steps or len(batches)))
-        return 1.0
-
-    def labelled_loss(features: Tensor, labels: Tensor, indices: list[int]) -> Tensor:
-        if slices is not None:
-            return slices.loss(model, features, labels, indices)
-        logits = model.head(features)
-        if isinstance(model.labels, LabelSpace):
-            return model.labels.loss(logits, labels)
-        if teachers is not None:
-            return teachers.loss(logits, labels, indices)
-        if stream is not None:
-            return stream.labelled(logits, labels)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=config.classifier.smoothing)
-
-    def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
-        if tasks is not None and indices[0] >= len(fitting):
-            return tasks.loss(indices, weight, world.device)
-        units, lengths, labels = fitting.tensors(indices, world.device)
-        features, extra = model.pooled(units, lengths, weight, predictions)
-        value = extra + labelled_loss(features, labels, indices)
-        if old_head is not None:
-            value = value + old_head.loss(features, indices)
-        if stream is not None:
-            value = value + stream.loss(features, generator)
-        return value, len(indices), int(lengths.sum())
+        slices = SlicedExamples(config.slices, texts, [text for text, _ in test_set])
+    objective = Objective(config, model, vocabulary, backward, fitting, texts, classes, slices, tasks, batches, world)
 
     def validate() -> dict[str, float]:
         figures = evaluate(model, valid, world.device)
         return {"valid_loss": figures["loss"], "valid_accuracy": figures["accuracy"]}
 
-    def fill() -> None:
-        for one in (penalty, teachers, old_head):
-            if one is not None:
-                one.fill()
-
     settings = {**model.language_model.config.to_dict(), "classes": len(classes)}
     meta = model_meta("document-classifier", settings, vocabulary, to_dict(config))
     meta |= {"classes": classes, "architecture": architecture(model), "backward": backward}
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
-    task = Task(model, batches, loss, validate if held else None, meta, identity, "finetune", before_step=before_step)
-    if penalty is not None:
-        task.loss = with_penalty(loss, penalty.term, task.noted)
-    if stream is not None:
-        task.identity["unlabelled"] = stream.fingerprint
-    if tasks is not None:
-        task.identity["tasks"] = tasks.fingerprint
+    identity |= objective.identity
     if config.names.vectors:
-        task.identity["names"] = named.fingerprint
-    kept: dict[str, nn.Module | None] = {"penalty": penalty and penalty.term, "teachers": teachers, "stream": stream}
-    kept |= {"predictions": predictions, "old_head": old_head}
-    task.extras = nn.ModuleDict({name: module for name, module in kept.items() if module is not None}) or None
-    task.fill = fill
+        identity["names"] = named.fingerprint
+    task = Task(model, batches, objective.loss, validate if held else None, meta, identity, "finetune")
+    task.before_step, task.fill = objective.before_step, objective.fill
+    task.extras = objective if any(objective.children()) else None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))
     staging = Staging(model, task.groups, task.stages, validates=True)
-    if penalty is not None:
-        idle = [] if weight or config.tune.method == "sequential" else unread(model)
-        check_learns(config.close, penalty.term, staging, idle)
+    if objective.penalty is not None:
+        task.loss = with_penalty(objective.loss, objective.penalty, task.noted)
+        check_learns(config.close, objective.penalty, staging, objective.unread)
     learn = most_trainable(staging)
     return Work(config, task, model, valid, test, named, withheld, len(fitting), learn, tasks, slices)
 
@@ -345,12 +193,6 @@ def make_classifier(
     insert_adapters(config.adapter, model)
     insert_slices(config.slices, model)
     return model, vocabulary, backward
-
-
-def unread(model: DocumentClassifier) -> list[nn.Parameter]:
-    """Parameters of the language model that a classifier without an auxiliary loss does not read."""
-    encoder = model.language_model
-    return list(encoder.decoder.parameters()) if isinstance(encoder, LSTMLanguageModel) else []
 
 
 def most_trainable(staging: Staging) -> int:

@@ -19,7 +19,7 @@ from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.adapted import Adapters, base_fingerprint, insert_adapters
 from glomo.training.document_classifier import BESIDE, DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
-from glomo.training.finetune import ClassifierConfig
+from glomo.training.finetune_config import ClassifierConfig
 from glomo.training.language_model import language_model
 from glomo.training.models import load_language_weights, model_in
 from glomo.training.names import LabelSpace, Names, name_scores

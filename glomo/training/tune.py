@@ -64,8 +64,8 @@ class Tune:
     k: int = 5
     """of sequential: the epoch from which all groups learn"""
     layers: int = -1
-    """how many layers of tune.init are taken over, from the embeddings (0: those alone) upwards; the others start from random
-    weights; -1: all"""
+    """how many layers of tune.init are taken over, from the embeddings (0: those alone) upwards; the others start from
+    random weights; -1: all"""
 
     def __post_init__(self) -> None:
         check_range("tune.factor", self.factor, 1e-3, 1e3)

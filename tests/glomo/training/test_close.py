@@ -16,8 +16,9 @@ from glomo.training import checkpoint
 from glomo.training.close import Close, make_penalty
 from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier
-from glomo.training.documents import Documents
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
+from glomo.training.documents import Documents, FinetuneData
+from glomo.training.finetune import finetune
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, _of_streams, train_language_model
 from glomo.training.language_model import language_model
 from glomo.training.models import load_language_weights

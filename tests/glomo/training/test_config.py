@@ -22,7 +22,7 @@ from glomo.training.config import (
     split_arguments,
     to_dict,
 )
-from glomo.training.finetune import FinetuneConfig
+from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.language import LanguageConfig
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.transfer import TransferConfig

@@ -19,7 +19,9 @@ from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
 from glomo.training.document_classifier import DocumentClassifier, layer_patterns
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier

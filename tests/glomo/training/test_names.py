@@ -13,7 +13,9 @@ from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
 from glomo.training.distil import Distil
 from glomo.training.distributed import World
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune, prepare
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune, prepare
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.names import Names
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier

@@ -13,7 +13,9 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.models import model_meta
 from glomo.training.probing import ProbeOptions, labelled_texts, load_model, probe_run, text_features
 from glomo.training.train_config import TrainConfig

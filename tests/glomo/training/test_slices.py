@@ -16,7 +16,9 @@ from glomo.training.adapted import Adapters
 from glomo.training.config import load_recipe
 from glomo.training.distil import Distil
 from glomo.training.distributed import World
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune, prepare
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune, prepare
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.slices import Slices
 from glomo.training.tasks import Tasks
 from glomo.training.train_config import TrainConfig

@@ -22,7 +22,9 @@ from glomo.training.adapted import Adapters
 from glomo.training.close import Close, make_penalty
 from glomo.training.config import dump_toml, read_toml
 from glomo.training.distil import Distil
-from glomo.training.finetune import ClassifierConfig, FinetuneConfig, FinetuneData, finetune, make_classifier
+from glomo.training.documents import FinetuneData
+from glomo.training.finetune import finetune, make_classifier
+from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.language_model import language_model, load_language_model
 from glomo.training.models import load_language_weights

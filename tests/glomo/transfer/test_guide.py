@@ -9,7 +9,7 @@ import pytest
 import glomo.transfer
 from glomo.training.compare import CompareConfig
 from glomo.training.config import load_recipe, split_arguments
-from glomo.training.finetune import FinetuneConfig
+from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.language import LanguageConfig
 from glomo.training.translation import TranslationConfig
 
