@@ -258,6 +258,7 @@ def train(task: Task, config: TrainConfig, folder: RunFolder | None, world: Worl
                 if sharded and not counts:
                     share = batch[:1]  # the others need this process's part of the model, with a batch of no weight
                 loss, terms, units = torch.zeros((), device=world.device), 0, 0
+                task.noted.clear()
                 if share:
                     with torch.autocast(world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                         loss, terms, units = task.loss(share, generator)

@@ -36,7 +36,8 @@ class Unlabelled:
     method: Literal["none", "consistency", "mean-teacher", "domain"] = "none"
     """none; consistency: what is said of a text with masked units is to be what is said of the whole; mean-teacher: the
     same with the mean of the weights so far as the one who says it (the model itself is validated and kept); domain:
-    features that do not tell these texts from the labelled ones (DANN)"""
+    features that do not tell these texts from the labelled ones (DANN); metrics.jsonl has domain_loss, which is ln 2 =
+    0.693 where they cannot be told apart"""
     text: tuple[str, ...] = ()
     """your own files (.txt .csv .tsv .jsonl), with commas between; when given, unlabelled.dataset is not read"""
     dataset: str = ""
@@ -105,6 +106,7 @@ class UnlabelledTexts(nn.Module):
         self.documents, self.unknown = Documents(ids, [0] * len(ids)), vocabulary.unk_id
         self.batches = BucketBatches([len(one) for one in ids], settings.batch_size or batch_size, seed)
         self.step = 0
+        self.noted: dict[str, float] = {}  # for `Task.noted`
         self._models = (model,)  # in a tuple it is no child
         if settings.method == "domain":
             # a part of the model, so that it learns and is saved with it
@@ -137,7 +139,9 @@ class UnlabelledTexts(nn.Module):
             assert isinstance(model.adversary, DomainAdversary)
             model.adversary.reversal.step.fill_(self.step - 1)
             other, _ = model.pooled(units, lengths)
-            return settings.weight * model.adversary(features, other).loss
+            found = model.adversary(features, other)
+            self.noted |= {"domain_loss": float(found.loss.detach()), "domain_accuracy": float(found.accuracy)}
+            return settings.weight * found.loss
         masked = mask_units(units, settings.mask, self.unknown, generator)
         with still_statistics(model):
             with torch.no_grad():
@@ -145,7 +149,9 @@ class UnlabelledTexts(nn.Module):
             said = model(masked, lengths)
         weight = settings.weight * consistency_ramp(self.step - 1, settings.ramp)
         confidence = settings.confidence or None
-        return weight * consistency_loss(clean, said, temperature=settings.temperature, confidence=confidence)
+        value = consistency_loss(clean, said, temperature=settings.temperature, confidence=confidence)
+        self.noted["consistency_loss"] = float(value.detach())
+        return weight * value
 
 
 @contextmanager
