@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     if action == "ls" and not rest:
         for name in recipe_names():
             recipe = read_recipe(name)
-            print(f"{name:<16} {recipe['command']:<9} {recipe['about']}")
+            print(f"{name:<18} {recipe['command']:<9} {recipe['about']}")
         return 0
     if action == "cp" and len(rest) in (1, 2):
         source = recipe_path(rest[0])
