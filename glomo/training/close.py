@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from glomo.training.config import check_range
 from glomo.training.models import load_language_weights
 from glomo.training.staging import Staging
 from glomo.training.texts import running_units, unlabelled
+from glomo.training.tune import Tune
 from glomo.transfer.closeness import EWC, L2SP, ConservativeParameters, OnlineEWC, diagonal_fisher
 from glomo.transfer.closeness.anchors import AnchoredPenalty
 from glomo.transfer.structure.insertion import adapters
@@ -32,7 +33,7 @@ BATCH = 16
 class Close:
     """The [close] section. Raises UserError for values out of range.
 
-    The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that is.
+    The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that on weights is.
     """
 
     method: Literal["none", "l2-sp", "parameters", "ewc", "online-ewc", "outputs", "lwf"] = "none"
@@ -153,17 +154,27 @@ def with_penalty(loss: Loss, penalty: AnchoredPenalty, noted: dict[str, float]) 
     return penalised
 
 
-def check_learns(close: Close, penalty: AnchoredPenalty, staging: Staging, idle: Iterable[nn.Parameter] = ()) -> None:
-    """Raises UserError where nothing that the penalty pulls learns in any stage; ``idle`` are parameters that the loss
-    does not depend on."""
+def check_learns(
+    close: Close, held: Collection[nn.Parameter], staging: Staging, idle: Iterable[nn.Parameter] = ()
+) -> None:
+    """Raises UserError where nothing that is held learns in any stage; ``idle`` are parameters that the loss does not
+    depend on."""
     trained = {name for stage in staging.stages for name, rate in stage.rates.items() if rate}
     learning = {id(p) for group in staging.groups if group.name in trained for p in group.parameters.values()}
-    pulled = penalty.pulled()
-    if not ({id(p) for p in pulled.values()} & (learning - {id(p) for p in idle})):
+    if trained and not ({id(p) for p in held} & (learning - {id(p) for p in idle})):
         names = ", ".join(group.name for group in staging.groups if group.name in trained)
         raise UserError(
-            f"close.method is {close.method!r}, but none of the {len(pulled)} parameters that it keeps near tune.init "
+            f"close.method is {close.method!r}, but none of the {len(held)} parameters that it keeps near tune.init "
             f"ever learns, only these layer groups do: {names}; another tune.method is needed, or close.method = 'none'"
+        )
+
+
+def check_whole(close: Close, tune: Tune) -> None:
+    """Raises UserError where layers are drawn anew, which would be held at random numbers."""
+    if close and tune.layers >= 0:
+        raise UserError(
+            f"tune.layers is {tune.layers}, and close.method = {close.method!r} would hold the layers above at the "
+            "random numbers that they start from; give one of them"
         )
 
 

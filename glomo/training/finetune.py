@@ -64,7 +64,8 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         if work.named.unseen:
             results |= {"zero_shot": work.named.figures(work.model, work.test, work.withheld, world.device)}
         results |= {name: row[name] for name in ("step", "loss", "seconds")}
-        results |= {"examples": work.examples, "parameters": sum(p.numel() for p in work.model.parameters())}
+        lasting = [p for name, p in work.model.named_parameters() if name.partition(".")[0] not in BESIDE]
+        results |= {"examples": work.examples, "parameters": sum(p.numel() for p in lasting)}
         results |= {"trainable": work.trainable, "memory": memory.bytes(), "budget": config.train.steps}
         if work.tasks is not None:
             results |= {"tasks": work.tasks.figures(world.device)}
@@ -159,7 +160,8 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     staging = Staging(model, task.groups, task.stages, validates=True)
     if objective.penalty is not None:
         task.loss = with_penalty(objective.loss, objective.penalty, task.noted)
-        check_learns(config.close, objective.penalty, staging, objective.unread)
+    if objective.held:
+        check_learns(config.close, objective.held, staging, objective.unread)
     learn = most_trainable(staging)
     return Work(config, task, model, valid, test, named, withheld, len(fitting), learn, tasks, slices)
 

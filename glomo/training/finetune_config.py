@@ -10,7 +10,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.nn.pooling import PoolingHead
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.adapted import Adapters
-from glomo.training.close import Close
+from glomo.training.close import Close, check_whole
 from glomo.training.config import check_range
 from glomo.training.distil import Distil
 from glomo.training.documents import FinetuneData
@@ -103,6 +103,14 @@ def check_together(config: FinetuneConfig) -> None:
             f"tune.layers is {config.tune.layers}, and with adapter.kind = {config.adapter.kind!r} the layers above "
             "would stay as they are drawn; give one of them"
         )
+    check_whole(config.close, config.tune)
+    if config.unlabelled.method == "mean-teacher" and config.tune.method == "chain-thaw":
+        raise UserError(
+            "tune.method = 'chain-thaw' goes back to the best weights of each stage, which the mean of "
+            "unlabelled.method = 'mean-teacher' would not follow; give one of them"
+        )
+    if config.tasks and config.close.method == "lwf":
+        raise UserError("close.method is 'lwf', of which nothing is recorded on the texts of tasks; give one of them")
     config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
     if config.names.vectors:
         others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))

@@ -19,7 +19,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
-from glomo.training.close import Close, check_learns, make_penalty, with_penalty
+from glomo.training.close import Close, check_learns, check_whole, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
@@ -135,9 +135,12 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     model.to(world.device)
     of = (config.tune.init, config.train.seed, config.method.backward)
     penalty = make_penalty(config.close, model, model, vocabulary, *of)
+    check_whole(config.close, config.tune)
     if config.close.method == "lwf":
         raise UserError("close.method is 'lwf', which is for heads of classifiers; a language model's is outputs")
-    predictions = OldPredictions(model, config.close.strength) if config.close.method == "outputs" else None
+    predictions = (
+        OldPredictions(model, config.close.strength) if config.close and config.close.method == "outputs" else None
+    )
     task = (
         _of_streams(model, units, config, world, predictions)
         if isinstance(model, LSTMLanguageModel)
@@ -154,7 +157,8 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     if not config.tune.plain:
         task.stages = make_stages(config.tune, config.train, len(task.batches))
         if penalty is not None:
-            check_learns(config.close, penalty.term, Staging(model, task.groups, task.stages, validates=True))
+            pulled = list(penalty.term.pulled().values())
+            check_learns(config.close, pulled, Staging(model, task.groups, task.stages, validates=True))
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:

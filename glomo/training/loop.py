@@ -93,7 +93,8 @@ class Task:
     """its buffers too (anchors of penalties, averages of weights); they are equal in all processes. What a penalty
     pulls has no weight decay"""
     noted: dict[str, float] = field(default_factory=dict)
-    """figures of a step that its loss puts here; they stand beside "loss" in the step's row of the metrics"""
+    """figures of a step that its loss puts here; they stand beside "loss" in the step's row of the metrics, of several
+    processes those of the first one's share"""
     fill: Callable[[], None] | None = None
     """called when a run begins, and not when it goes on: computes what the extras remember of old data, which need not
     be there later"""

@@ -66,7 +66,7 @@ class Objective(nn.Module):
         penalty = make_penalty(close, model, model.language_model, vocabulary, config.tune.init, seed, backward)
         self.penalty = penalty.term if penalty else None
         self._ask_old_texts = penalty.fill if penalty else None
-        outputs, lwf = close.method == "outputs", close.method == "lwf"
+        outputs, lwf = (bool(close) and close.method == method for method in ("outputs", "lwf"))
         self.predictions = OldPredictions(model.language_model, close.strength) if outputs else None
         self.old_head = OldHead(model, documents, config.tune.init, close.strength) if lwf else None
         model.to(world.device)
@@ -80,6 +80,17 @@ class Objective(nn.Module):
         """Fingerprints of the data that it reads besides the labelled ones."""
         found = {"unlabelled": self.stream, "tasks": self.tasks}
         return {name: part.fingerprint for name, part in found.items() if part is not None}
+
+    @property
+    def held(self) -> list[nn.Parameter]:
+        """Parameters that [close] keeps near tune.init, or what follows from them."""
+        if self.penalty is not None:
+            return list(self.penalty.pulled().values())
+        if self.predictions is None and self.old_head is None:
+            return []
+        encoder = self._held[0].language_model
+        of_decoder = {id(p) for p in encoder.decoder.parameters()} if isinstance(encoder, LSTMLanguageModel) else set()
+        return [p for p in encoder.parameters() if id(p) not in of_decoder]
 
     @property
     def unread(self) -> list[nn.Parameter]:
@@ -108,7 +119,7 @@ class Objective(nn.Module):
     def loss(self, indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         """(loss, documents, units) of the documents of these numbers; for `Task.loss`."""
         if self.tasks is not None and indices[0] >= len(self.documents):
-            return self.tasks.loss(indices, self.weight, self.world.device)
+            return self.tasks.loss(indices, self.weight, self.predictions, self.world.device)
         units, lengths, labels = self.documents.tensors(indices, self.world.device)
         features, extra = self._held[0].pooled(units, lengths, self.weight, self.predictions)
         value = extra + self._of_labels(features, labels, indices)

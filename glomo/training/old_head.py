@@ -24,6 +24,10 @@ class OldHead(nn.Module):
     def __init__(self, model: DocumentClassifier, documents: Documents, init: str, strength: float) -> None:
         super().__init__()
         before = _classifier(init)
+        if before.labels is not None:
+            raise UserError(
+                f"close.method is 'lwf', and the classifier in {init} has vectors of names; one without is needed"
+            )
         if (before.mix is None) != (model.mix is None):
             own, given = ("last" if one.mix is None else "mix" for one in (model, before))
             raise UserError(

@@ -18,6 +18,7 @@ from glomo.errors import UserError
 from glomo.training.config import check_range
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import Documents, evaluate
+from glomo.training.old_predictions import OldPredictions
 from glomo.training.texts import Labelled, LabelledData, fingerprint, labelled
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune
@@ -49,6 +50,9 @@ class Tasks:
     def __post_init__(self) -> None:
         for name in ("alpha", "weight"):
             check_range(f"tasks.{name}", getattr(self, name), 0)
+
+    def __bool__(self) -> bool:
+        return bool(self.datasets or self.train)
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,14 @@ class OtherTasks:
         self.batches = TaskBatches(lengths, train.batch_size, train.seed, settings, train.steps)
         self.fingerprint = fingerprint("\t".join(example) for task in found for example in task.train + task.test)
 
-    def loss(self, documents: list[int], auxiliary: float, device: torch.device) -> tuple[Tensor, int, int]:
+    def loss(
+        self, documents: list[int], auxiliary: float, predictions: OldPredictions | None, device: torch.device
+    ) -> tuple[Tensor, int, int]:
         """That of a step on another task: as the classifier's own, on the task's head, weighted."""
         assert self.model.others is not None
         name, first = self.batches.place(documents[0])
         units, lengths, labels = self.train[name].tensors([document - first for document in documents], device)
-        features, extra = self.model.pooled(units, lengths, auxiliary)
+        features, extra = self.model.pooled(units, lengths, auxiliary, predictions)
         logits = self.model.others[name](features)
         value = extra + F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         weights = dict.fromkeys(self.train, self.settings.weight)

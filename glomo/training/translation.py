@@ -84,7 +84,8 @@ class Init:
 
     model: str = ""
     """run or checkpoint folder of a Transformer language model (`glomo lm`) of text in both languages, in place of
-    random weights: its vocabulary is taken, and its layers start encoder and decoder; [model] must be as there"""
+    random weights: its vocabulary is taken, and its layers start encoder and decoder. model.dim, heads, ff, norm,
+    positions and kinds of attention must be as there; layers above its last start from random weights"""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class Tune:
         check_range("tune.factor", self.factor, 1e-3, 1e3)
         for rate in self.rates:
             check_range("tune.rates", rate, 0)
+        if self.layers >= 0 and not self.init:
+            raise UserError(f"tune.layers is {self.layers}, and tune.init, whose layers are meant, is empty")
         if self.rates and self.method not in ("full", "gradual-unfreeze"):
             raise UserError(f"tune.rates goes with the methods full and gradual-unfreeze, not with {self.method}")
         if self.rates and not any(self.rates):

@@ -124,7 +124,8 @@ def test_a_step_is_of_one_task(tmp_path, files, optimizer):
     states = steps_of(tmp_path / "out")
     assert [moved(*pair) for pair in pairwise(states)] == [{name} for name in expected[1:]]
     assert results["tasks"] == {}  # files of one's own have no test
-    assert results["trainable"] == results["parameters"]
+    heads = [v for n, v in states[-1].items() if n.startswith("others.") and "running" not in n and v.dim()]
+    assert results["trainable"] == results["parameters"] + sum(v.numel() for v in heads)
 
 
 def test_the_loss_by_its_formula(files):

@@ -664,3 +664,41 @@ def test_only_the_first_layers_are_taken_over(tmp_path, language_models, archite
         finetune(config(init, still, tune=many), tmp_path / "many")
     with pytest.raises(UserError, match=r"tune.layers is 1, and with adapter.kind = 'lora' the layers above"):
         finetune(config(init, still, tune=Tune(init, layers=1), adapter=Adapters("lora")), tmp_path / "drawn")
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"tune": Tune("lm", layers=1), "close": Close("l2-sp")}, "'l2-sp' would hold the layers above at the random"),
+        ({"tasks": Tasks(train=("x.csv",)), "close": Close("lwf", 1.0)}, "nothing is recorded on the texts of tasks"),
+        (
+            {"tune": Tune("lm", "chain-thaw"), "unlabelled": Unlabelled("mean-teacher", (HAMLET,))},
+            "'chain-thaw' goes back to the best weights",
+        ),
+        (
+            {"tune": Tune("lm", "features"), "close": Close("outputs")},
+            "none of the [0-9]+ parameters that it keeps near",
+        ),
+    ],
+)
+def test_what_does_not_go_together(tmp_path, language_models, sections, sentence):
+    init = language_models["lstm"]
+    if "tune" in sections:
+        sections = {**sections, "tune": replace(sections["tune"], init=init)}
+    with pytest.raises(UserError, match=sentence):
+        finetune(config(init, **sections), tmp_path / "out")
+
+
+def test_layers_of_nothing():
+    with pytest.raises(UserError, match=r"tune.layers is 0, and tune.init, whose layers are meant, is empty"):
+        Tune(layers=0)
+
+
+@pytest.mark.parametrize("method", ["outputs", "lwf"])
+def test_closeness_of_strength_0_is_none_of_outputs(tmp_path, language_models, teacher, method):
+    finetune(config(teacher, close=Close(method, 0.0)), tmp_path / "with")
+    finetune(config(teacher), tmp_path / "without")
+    before = weights(tmp_path / "without")
+    after = weights(tmp_path / "with")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
