@@ -28,10 +28,10 @@ WAYS = {
     "L2-SP, 0.0001": "--close.method l2-sp --close.strength 1e-4 --close.beta 1e-4",
     "L2-SP, 0.001": "--close.method l2-sp --close.strength 1e-3 --close.beta 1e-3",
     "L2-SP, 0.01": "--close.method l2-sp --close.strength 1e-2 --close.beta 1e-2",
+    "EWC, 1": "--close.method ewc --close.strength 1",
+    "EWC, 10": "--close.method ewc --close.strength 10",
     "EWC, 100": "--close.method ewc --close.strength 100",
     "EWC, 1000": "--close.method ewc --close.strength 1000",
-    "EWC, 10000": "--close.method ewc --close.strength 10000",
-    "EWC, 100000": "--close.method ewc --close.strength 100000",
 }
 Perplexities = dict[str, float]
 
