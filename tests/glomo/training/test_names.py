@@ -11,6 +11,7 @@ from glomo.cli.main import main
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
+from glomo.training.close import Close
 from glomo.training.distil import Distil
 from glomo.training.distributed import World
 from glomo.training.documents import FinetuneData
@@ -19,6 +20,7 @@ from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.names import Names
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier
+from glomo.training.tune import Tune
 from glomo.training.unlabelled import Unlabelled
 
 COLOURS = {"red": ("rose", "blood"), "blue": ("sky", "sea"), "green": ("grass", "leaf")}
@@ -331,3 +333,11 @@ def test_labels_without_a_vector(tmp_path, data):
     finetune(config(data), tmp_path / "named")
     with pytest.raises(UserError, match=r"the label 'yellow' has no vector"):
         load_classifier(tmp_path / "named").predict(["sky"], names=["blue", "yellow"])
+
+
+def test_a_head_of_vectors_is_no_old_head(tmp_path, data):
+    """Learning without forgetting needs logits of an older head."""
+    finetune(config(data, replace(TRAIN, steps=1), method="devise"), tmp_path / "named")
+    plain = replace(config(data), names=Names(), tune=Tune(str(tmp_path / "named")), close=Close("lwf", 1.0))
+    with pytest.raises(UserError, match="has vectors of names; one without is needed"):
+        finetune(plain, tmp_path / "out")

@@ -13,6 +13,7 @@ from glomo.data import vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.training import checkpoint
+from glomo.training.close import Close
 from glomo.training.distil import Distil
 from glomo.training.distributed import World
 from glomo.training.documents import FinetuneData
@@ -276,3 +277,25 @@ def test_another_file_is_another_run(tmp_path, files):
     path.write_text(path.read_text().replace("wet", "damp"))
     with pytest.raises(UserError, match="was made with another tasks"):
         finetune(config(Tasks(train=files), replace(TRAIN, steps=9)), tmp_path / "out")
+
+
+def test_old_predictions_are_kept_in_the_steps_of_other_tasks(tmp_path, files):
+    """The weights have moved away from those of tune.init: a step of another task has the distance in its loss."""
+    finetune(config(Tasks()), tmp_path / "first")
+    init, found = str(tmp_path / "first"), {}
+    for name, close in (("held", Close("outputs", 100.0)), ("free", Close())):
+        torch.manual_seed(0)
+        work = prepare(replace(config(Tasks(train=files), close=close), tune=Tune(init)), ALONE)
+        work.model.eval()
+        torch.manual_seed(1)
+        for parameter in work.model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        indices = [work.examples, work.examples + 2]
+        loss = work.task.loss(indices, torch.Generator())[0]
+        units, lengths, _ = work.tasks.train["animals"].tensors([0, 2], ALONE.device)
+        predictions = work.task.extras.predictions if close else None
+        extra = work.model.pooled(units, lengths, 0.0, predictions)[1] if close else torch.zeros(())
+        found[name] = (loss - extra).item()
+        if close:
+            assert extra > 0.1
+    assert found["held"] == pytest.approx(found["free"], rel=1e-3)
