@@ -58,7 +58,7 @@ def _neighbours(features: Tensor, seed: int) -> Tensor:
         manifold = import_module("sklearn.manifold")
     except ImportError:
         raise ImportError(
-            "method 'tsne' needs the package scikit-learn, which is not installed; pip install scikit-learn"
+            "method 'tsne' needs the package scikit-learn, which is not installed: pip install 'glomo[tsne]'"
         ) from None
     perplexity = min(30.0, (len(features) - 1) / 3)
     init = "pca" if min(features.shape) > 1 else "random"
