@@ -12,11 +12,13 @@ from glomo.training.config import nearest, split_arguments
 
 USAGE = """usage: glomo finetune RECIPE [--out DIR] [--section.key value ...]
        glomo finetune rates RECIPE [--out DIR] [--section.key value ...]
-       glomo finetune eval FOLDER [FOLDER ...] (--test FILE [--text-column C] [--label-column C] | --dataset NAME)
+       glomo finetune eval FOLDER [FOLDER ...] [--task NAME]
+                           (--test FILE [--text-column C] [--label-column C] | --dataset NAME)
 
 RECIPE        trains a classifier of documents on a language model
 rates RECIPE  draws the loss against the learning rate, and suggests one
-eval FOLDER   accuracy of a trained classifier, or of several (forward and backward): the mean of their probabilities"""
+eval FOLDER   accuracy of a trained classifier, or of several (forward and backward): the mean of their probabilities;
+              --task: that of another task, which has learned along ([tasks], [close] lwf)"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,7 +69,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     from glomo.training.trained_classifier import load_classifier
 
     arguments = split_arguments(argv)
-    known = ("test", "text_column", "label_column", "dataset", "split")
+    known = ("task", "test", "text_column", "label_column", "dataset", "split")
     for name in arguments.options:
         if name not in known:
             raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")
@@ -76,7 +78,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         raise UserError("eval needs labelled examples to judge by: --test FILE or --dataset NAME, one of them")
     if not arguments.positional:
         raise UserError("eval needs the folder of a classifier, or several")
-    classifier = load_classifier(*arguments.positional)
+    classifier = load_classifier(*arguments.positional, task=options.get("task", ""))
     if "test" in options:
         columns = options.get("text_column", "text"), options.get("label_column", "label")
         examples = read_labelled(options["test"], *columns)

@@ -151,7 +151,7 @@ class AWDLSTM(nn.Module):
         if not (self.embedding.training and p):
             return embedded
         # the same as rows of the matrix dropped out, without a copy of the matrix
-        return embedded * F.dropout(embedded.new_ones(self.end + 1), p)[units][..., None]
+        return embedded * F.dropout(embedded.new_ones(self.embedding.num_embeddings), p)[units][..., None]
 
 
 class LSTMLanguageModel(nn.Module):

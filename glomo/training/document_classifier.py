@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glomo.errors import UserError
-from glomo.nn.awd_lstm import LSTMLanguageModel, activation_sums
+from glomo.nn.awd_lstm import AWDLSTM, LSTMLanguageModel, activation_sums
 from glomo.nn.embedded import PAD
 from glomo.nn.losses import smoothed_cross_entropy
 from glomo.nn.pooling import Chunk, PoolingHead, pooled_documents
@@ -19,7 +19,7 @@ from glomo.transfer import ScalarMix
 
 AnyLanguageModel = LanguageModel | LSTMLanguageModel
 
-BESIDE = ("adversary", "others", "old_head")
+BESIDE = ("adversary", "others", "embeddings", "old_head")
 """Parts of a classifier that are of no use behind the training."""
 
 
@@ -73,6 +73,7 @@ class DocumentClassifier(nn.Module):
         self.chunk, self.window = chunk, window
         self.adversary: nn.Module | None = None  # a classifier of domains, while there are two
         self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along
+        self.embeddings: nn.ModuleDict | None = None  # theirs, where they have units of their own
         self.old_head: nn.Module | None = None  # that of an older task, while it learns along
         self.labels: nn.Module | None = None  # classes as vectors: what the head says -> logits
 
@@ -148,6 +149,11 @@ class DocumentClassifier(nn.Module):
             weight, bias = model.embedding.weight, None
         each = shares[:, None].expand(following.shape)
         return smoothed_cross_entropy(features, weight, following, 0.0, PAD, bias, each)
+
+
+def reader(model: AnyLanguageModel) -> AWDLSTM | LanguageModel:
+    """The part of a language model that has its embedding."""
+    return model.encoder if isinstance(model, LSTMLanguageModel) else model
 
 
 def layer_patterns(model: DocumentClassifier, of_language_model: Mapping[str, str]) -> dict[str, str]:

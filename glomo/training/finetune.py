@@ -29,7 +29,7 @@ from glomo.training.objective import Objective
 from glomo.training.run_folder import RunFolder
 from glomo.training.slices import SlicedExamples, insert_slices
 from glomo.training.staging import Staging
-from glomo.training.tasks import OtherTasks, read_tasks
+from glomo.training.tasks import OtherTasks, about_tasks, read_tasks
 from glomo.training.texts import Labelled, fingerprint, labelled
 from glomo.training.tune import make_stages
 
@@ -118,21 +118,23 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     named = NamedTask(config.names, *labelled(config.data), config.train.seed)
     train_set, test_set, classes = named.train, named.test, named.seen
     others = read_tasks(config.tasks, config.data, config.tune, config.classifier.layers)
-    texts = [text for text, _ in train_set + [example for other in others for example in other.train]]
+    sharing = [example for other in others if other.vocabulary is None for example in other.train]
+    texts = [text for text, _ in train_set + sharing]
     model, vocabulary, backward = make_classifier(config, named.outputs, texts)
     named.insert(model)
 
-    def encoded(examples: Labelled, names: list[str]) -> Documents:
-        return encode(examples, vocabulary, names, config.data.length, backward)
+    def encoded(examples: Labelled, units: AnyVocabulary, names: list[str]) -> Documents:
+        return encode(examples, units, names, config.data.length, backward)
 
-    documents, test, withheld = (encoded(part, named.classes) for part in (train_set, test_set, named.withheld))
+    parts = (train_set, test_set, named.withheld)
+    documents, test, withheld = (encoded(part, vocabulary, named.classes) for part in parts)
     chosen, held = draw(documents, classes, config.data, config.train.seed)
     fitting, valid = documents.part(chosen), documents.part(held)
     batches: Batches = BucketBatches([len(ids) for ids in fitting.ids], config.train.batch_size, config.train.seed)
     tasks = None
     if others:
-        heads = (config.classifier.head, config.classifier.smoothing)
-        tasks = OtherTasks(config.tasks, others, model, fitting, encoded, *heads, config.train)
+        heads, units = (config.classifier.head, config.classifier.smoothing), (vocabulary, bool(config.tune.init))
+        tasks = OtherTasks(config.tasks, others, model, *units, fitting, encoded, *heads, config.train)
         batches = tasks.batches
     texts = [train_set[i][0] for i in chosen]
     slices = None
@@ -147,6 +149,9 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     settings = {**model.language_model.config.to_dict(), "classes": len(classes)}
     meta = model_meta("document-classifier", settings, vocabulary, to_dict(config))
     meta |= {"classes": classes, "architecture": architecture(model), "backward": backward}
+    old_head = objective.old_head
+    along = {**about_tasks(others, config.classifier.hidden), **(old_head.about if old_head else {})}
+    meta |= {"others": along} if along else {}
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
     identity |= objective.identity
     if config.names.vectors:

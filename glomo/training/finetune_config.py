@@ -111,6 +111,17 @@ def check_together(config: FinetuneConfig) -> None:
         )
     if config.tasks and config.close.method == "lwf":
         raise UserError("close.method is 'lwf', of which nothing is recorded on the texts of tasks; give one of them")
+    if config.tasks and config.tasks.vocabulary != "shared":
+        asked = {
+            "classifier.auxiliary": config.classifier.auxiliary > 0,
+            "tune.method = 'sequential'": config.tune.method == "sequential",
+            "close.method = 'outputs'": config.close.method == "outputs",
+        }
+        for name in (name for name, given in asked.items() if given):
+            raise UserError(
+                f"{name} asks for the language model's own predictions, which it has not of units of others "
+                f"(tasks.vocabulary = {config.tasks.vocabulary!r}); give one of them"
+            )
     config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
     if config.names.vectors:
         others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))

@@ -4,6 +4,7 @@ Forgetting)."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from glomo.errors import UserError
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import EVALUATION_BATCH, Documents
 from glomo.transfer.closeness import LwF
+
+if TYPE_CHECKING:
+    from glomo.training.trained_classifier import TrainedClassifier
 
 
 class OldHead(nn.Module):
@@ -23,7 +27,8 @@ class OldHead(nn.Module):
 
     def __init__(self, model: DocumentClassifier, documents: Documents, init: str, strength: float) -> None:
         super().__init__()
-        before = _classifier(init)
+        old = _classifier(init)
+        before = old.model
         if before.labels is not None:
             raise UserError(
                 f"close.method is 'lwf', and the classifier in {init} has vectors of names; one without is needed"
@@ -36,6 +41,8 @@ class OldHead(nn.Module):
             )
         if model.mix is not None and before.mix is not None:
             model.mix.load_state_dict(before.mix.state_dict())
+        self.about = {old.task: {"part": "old_head", "classes": old.classes, "vocabulary": None, "head": old.head}}
+        """{task: what `load_classifier` makes its classifier from}"""
         self.lwf = LwF(weight=strength)
         self._held, self._documents, self._init = (model,), documents, init  # in a tuple it is no child
         model.old_head = before.head
@@ -43,7 +50,7 @@ class OldHead(nn.Module):
     def fill(self) -> None:
         """Ask the classifier as it was."""
         device = next(self._held[0].parameters()).device
-        self.lwf.record(_classifier(self._init).to(device), self._batches(device))
+        self.lwf.record(_classifier(self._init).model.to(device), self._batches(device))
 
     def loss(self, features: Tensor, indices: Sequence[int]) -> Tensor:
         """Of the old head on the documents of these numbers, whose features are (B, 3 dim)."""
@@ -59,11 +66,11 @@ class OldHead(nn.Module):
             yield (units, lengths), None
 
 
-def _classifier(init: str) -> DocumentClassifier:
+def _classifier(init: str) -> TrainedClassifier:
     """The one in a run folder, of the weights that `load_language_weights` takes. Raises UserError if there is none."""
     from glomo.training.trained_classifier import load_one  # which is made of what is trained here
 
     try:
-        return load_one(init, ("best", "final")).model
+        return load_one(init, ("best", "final"))
     except UserError as error:
         raise UserError(f"close.method is 'lwf', which needs a classifier in tune.init: {error}") from None

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.data import BucketBatches, label_names, read_labelled
+from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, label_names, read_labelled
 from glomo.errors import UserError
+from glomo.nn.embedded import PAD
 from glomo.training.config import check_range
-from glomo.training.document_classifier import DocumentClassifier
-from glomo.training.documents import Documents, evaluate
+from glomo.training.document_classifier import DocumentClassifier, reader
+from glomo.training.documents import Documents, FinetuneData, evaluate
+from glomo.training.models import END
 from glomo.training.old_predictions import OldPredictions
-from glomo.training.texts import Labelled, LabelledData, fingerprint, labelled
+from glomo.training.texts import Labelled, LabelledData, fingerprint, labelled, task_name
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune
 from glomo.transfer.signal import TaskSampler, annealed_alpha, weighted_loss
 from glomo.transfer.signal.multitask import modules_by_task
+from glomo.transfer.vocabulary import converted_rows
 
 OWN = ""
 """How the task of [data] is called among the others: as none of them can be."""
@@ -46,6 +51,10 @@ class Tasks:
     """that power falls from 1 to 0.2 from epoch to epoch of all tasks, and tasks.alpha is not read"""
     weight: float = 1.0
     """of the other tasks' losses; that of [data] has 1"""
+    vocabulary: Literal["shared", "words", "subwords"] = "shared"
+    """shared: all tasks read the units of that of [data]; words, subwords: each of the others reads units of its own
+    texts, at most data.vocab_size, through an embedding of its own (another language, another tokenizer), and what is
+    above is shared"""
 
     def __post_init__(self) -> None:
         for name in ("alpha", "weight"):
@@ -64,16 +73,17 @@ class OtherTask:
     train: Labelled
     test: Labelled
     """none of files of one's own"""
+    vocabulary: AnyVocabulary | None
+    """of its own"""
 
 
-def read_tasks(settings: Tasks, data: LabelledData, tune: Tune, layers: str) -> list[OtherTask]:
+def read_tasks(settings: Tasks, data: FinetuneData, tune: Tune, layers: str) -> list[OtherTask]:
     """The tasks that [tasks] names.
 
     Raises UserError for two of one name, for a task without examples or with one class only, and where the tasks would
     share nothing that learns.
     """
-    main = Path(data.train).stem if data.train else data.dataset
-    names = [main, *settings.datasets, *(Path(path).stem for path in settings.train)]
+    names = [task_name(asdict(data)), *settings.datasets, *(Path(path).stem for path in settings.train)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(
@@ -93,10 +103,31 @@ def read_tasks(settings: Tasks, data: LabelledData, tune: Tune, layers: str) -> 
     ]:
         try:
             train, test = (read_labelled(path, *columns), []) if path else labelled(LabelledData(dataset=name))
-            found.append(OtherTask(name, label_names(train), train, test))
+            vocabulary = _vocabulary(settings, [text for text, _ in train], data.vocab_size)
+            found.append(OtherTask(name, label_names(train), train, test, vocabulary))
         except UserError as error:
             raise UserError(f"task {name!r} of [tasks]: {error}") from None
     return found
+
+
+def _vocabulary(settings: Tasks, texts: Sequence[str], size: int) -> AnyVocabulary | None:
+    if settings.vocabulary == "shared":
+        return None
+    return Vocabulary.build(texts, size) if settings.vocabulary == "words" else Subwords.train(texts, size)
+
+
+def about_tasks(found: Sequence[OtherTask], hidden: int) -> dict[str, dict[str, Any]]:
+    """{task: what `load_classifier` makes its classifier from}."""
+    head = {"hidden": hidden, "slices": {}}
+    return {
+        task.name: {
+            "part": f"others.{task.name}",
+            "classes": task.classes,
+            "vocabulary": task.vocabulary.to_dict() if task.vocabulary else None,
+            "head": head,
+        }
+        for task in found
+    }
 
 
 class TaskBatches:
@@ -133,13 +164,17 @@ class TaskBatches:
 
 
 class OtherTasks:
-    """Other tasks beside a classifier's own: their heads in ``model.others``, their documents, and the batches of all.
+    """Other tasks beside a classifier's own: their heads in ``model.others``, embeddings of their own in
+    ``model.embeddings``, their documents, and the batches of all.
 
     Args:
         settings, found: the section, and what `read_tasks` has read.
         model: the classifier.
+        vocabulary: its units.
+        pretrained: whether they mean something already: then those that a task has too start from their vectors, and
+            its other units from the mean one.
         own: the classifier's own documents, which are numbered first.
-        encoded: a task's examples as documents, by its classes.
+        encoded: a task's examples as documents, by a vocabulary and its classes.
         head: a new head, from its width and the number of classes.
         smoothing: of the labels.
         train: batch size, seed and steps.
@@ -153,8 +188,10 @@ class OtherTasks:
         settings: Tasks,
         found: Sequence[OtherTask],
         model: DocumentClassifier,
+        vocabulary: AnyVocabulary,
+        pretrained: bool,
         own: Documents,
-        encoded: Callable[[Labelled, list[str]], Documents],
+        encoded: Callable[[Labelled, AnyVocabulary, list[str]], Documents],
         head: Callable[[int, int], nn.Module],
         smoothing: float,
         train: TrainConfig,
@@ -164,9 +201,15 @@ class OtherTasks:
             model.others = modules_by_task({task.name: head(width, len(task.classes)) for task in found})
         except ValueError as error:
             raise UserError(f"tasks.train: {error}") from None
+        if settings.vocabulary != "shared":
+            table = reader(model.language_model).embedding
+            units = vocabulary.units() if pretrained else None
+            model.embeddings = nn.ModuleDict(
+                {t.name: _embedding(t.vocabulary or vocabulary, table, units) for t in found}
+            )
         self.model, self.settings, self.smoothing = model, settings, smoothing
-        self.train = {task.name: encoded(task.train, task.classes) for task in found}
-        self.test = {task.name: encoded(task.test, task.classes) for task in found if task.test}
+        self.train = {t.name: encoded(t.train, t.vocabulary or vocabulary, t.classes) for t in found}
+        self.test = {t.name: encoded(t.test, t.vocabulary or vocabulary, t.classes) for t in found if t.test}
         lengths = {name: [len(ids) for ids in of.ids] for name, of in {OWN: own, **self.train}.items()}
         self.batches = TaskBatches(lengths, train.batch_size, train.seed, settings, train.steps)
         self.fingerprint = fingerprint("\t".join(example) for task in found for example in task.train + task.test)
@@ -178,7 +221,8 @@ class OtherTasks:
         assert self.model.others is not None
         name, first = self.batches.place(documents[0])
         units, lengths, labels = self.train[name].tensors([document - first for document in documents], device)
-        features, extra = self.model.pooled(units, lengths, auxiliary, predictions)
+        with reads(self.model, name):
+            features, extra = self.model.pooled(units, lengths, auxiliary, predictions)
         logits = self.model.others[name](features)
         value = extra + F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         weights = dict.fromkeys(self.train, self.settings.weight)
@@ -199,7 +243,33 @@ class TaskClassifier(nn.Module):
     def __init__(self, model: DocumentClassifier, task: str) -> None:
         super().__init__()
         assert model.others is not None
-        self.model, self.head = model, model.others[task]
+        self.model, self.head, self.task = model, model.others[task], task
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
-        return self.head(self.model.pooled(units, lengths)[0])
+        with reads(self.model, self.task):
+            return self.head(self.model.pooled(units, lengths)[0])
+
+
+@contextmanager
+def reads(model: DocumentClassifier, task: str) -> Iterator[None]:
+    """Within it the language model reads the units of another task, through its embedding if it has one."""
+    if model.embeddings is None:
+        yield
+        return
+    part, other = reader(model.language_model), model.embeddings[task]
+    assert isinstance(other, nn.Embedding)
+    own, part.embedding = part.embedding, other
+    try:
+        yield
+    finally:
+        part.embedding = own
+
+
+def _embedding(vocabulary: AnyVocabulary, model: nn.Embedding, units: Sequence[str] | None) -> nn.Embedding:
+    """One for another vocabulary, from a language model's and the names of its rows; None: drawn as wide as it."""
+    table = nn.Embedding(len(vocabulary) + 1, model.embedding_dim, padding_idx=PAD)
+    if units is None:
+        nn.init.normal_(table.weight[PAD + 1 :].data, std=float(model.weight.detach().std()))
+    else:
+        table.weight.data.copy_(converted_rows(model.weight, [*units, END], [*vocabulary.units(), END]))
+    return table

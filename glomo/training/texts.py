@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         check_range("data.labels", self.labels, 0)
+
+
+def task_name(data: Mapping[str, Any]) -> str:
+    """How the task of a [data] section is called: its training file without the ending, or its data set."""
+    return Path(data["train"]).stem if data["train"] else str(data["dataset"])
 
 
 def unlabelled(files: Sequence[str], datasets: Sequence[str], column: str) -> list[str]:

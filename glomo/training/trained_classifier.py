@@ -3,7 +3,7 @@ their classes out; and the mean of several."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo.data import AnyVocabulary, encode_labels
+from glomo.data import AnyVocabulary, encode_labels, vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training.adapted import Adapters, base_fingerprint, insert_adapters
+from glomo.training.checkpoint import Checkpoint
 from glomo.training.document_classifier import BESIDE, DocumentClassifier
 from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune_config import ClassifierConfig
 from glomo.training.language_model import language_model
-from glomo.training.models import load_language_weights, model_in
+from glomo.training.models import OF_UNITS, load_language_weights, model_in
 from glomo.training.names import LabelSpace, Names, name_scores
 from glomo.training.slices import Slices, insert_slices
+from glomo.training.texts import task_name
 from glomo.transfer.structure import about_adapters, load_adapters
 
 
@@ -41,6 +43,10 @@ class TrainedClassifier:
     """it reads from the end to the beginning"""
     names: Names = field(default_factory=Names)
     """vectors of its labels"""
+    task: str = ""
+    """what it was trained on"""
+    head: dict[str, Any] = field(default_factory=dict)
+    """settings that its head is made from: hidden and slices"""
 
     def probabilities(
         self, texts: Sequence[str], device: torch.device | str = "cpu", names: Sequence[str] = ()
@@ -102,12 +108,14 @@ class TrainedEnsemble:
         return {**figures_of(found, labels), "examples": len(examples)}
 
 
-def load_classifier(*paths: str | Path) -> TrainedEnsemble:
-    """The classifiers in checkpoint folders, or in run folders (``final/``), as one.
+def load_classifier(*paths: str | Path, task: str = "") -> TrainedEnsemble:
+    """The classifiers in checkpoint folders, or in run folders (``final/``), as one: those of [data]'s task, or of
+    another one that has learned along ([tasks], or the old one of [close] lwf) under its name there.
 
-    Raises UserError when a folder is missing, damaged, or holds no document classifier, and for different classes.
+    Raises UserError when a folder is missing, damaged, or holds no document classifier, for different classes, and for
+    a task that it does not have.
     """
-    return TrainedEnsemble([load_one(path) for path in paths])
+    return TrainedEnsemble([load_one(path, task=task) for path in paths])
 
 
 def load_adapted(language_model_run: str | Path, adapters_file: str | Path) -> TrainedEnsemble:
@@ -135,23 +143,52 @@ def load_adapted(language_model_run: str | Path, adapters_file: str | Path) -> T
     )
 
 
-def load_one(path: str | Path, order: Sequence[str] = ("final", "best")) -> TrainedClassifier:
+def load_one(path: str | Path, order: Sequence[str] = ("final", "best"), task: str = "") -> TrainedClassifier:
     """One of them, from the first folder of ``order`` in a run folder. Raises UserError as `load_classifier`."""
     with model_in(path, "document-classifier", "document classifier", order) as (found, vocabulary):
-        meta, settings = found.meta, dict(found.meta["model"])
-        classes, config = [str(name) for name in meta["classes"]], meta["config"]
+        meta, weights = found.meta, found.weights
+        if task:
+            meta, weights = _of_other_task(found, task)
+            vocabulary = vocabulary_from_dict(meta["vocabulary"])
+        config, settings = meta["config"], dict(meta["model"])
         settings.pop("classes")
         if meta["architecture"] == "lstm":
             encoder: LanguageModel | LSTMLanguageModel = LSTMLanguageModel(AWDLSTMConfig.from_dict(settings))
         else:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
-        names, table = Names(**config.get("names", {})), found.weights.get("labels.table")
+        classes = [str(name) for name in meta["classes"]]
+        names, table = Names(**config.get("names", {})), weights.get("labels.table")
         outputs = len(classes) if table is None else table.size(1)
         model = DocumentClassifier(encoder, outputs, **ClassifierConfig(**config["classifier"]).of_model())
         model.labels = None if table is None else LabelSpace(names, table)
         insert_adapters(Adapters(**config.get("adapter", {})), model)
         insert_slices(Slices(**config.get("slices", {})), model)
-        beside = tuple(f"{name}." for name in BESIDE)
-        model.load_state_dict({name: t for name, t in found.weights.items() if not name.startswith(beside)})
-        length = int(config["data"]["length"])
-        return TrainedClassifier(str(path), model, vocabulary, classes, length, bool(meta["backward"]), names)
+        model.load_state_dict({name: t for name, t in weights.items() if name.partition(".")[0] not in BESIDE})
+        of = (vocabulary, classes, int(config["data"]["length"]), bool(meta["backward"]))
+        return TrainedClassifier(str(path), model, *of, names, task or task_name(config["data"]), head_settings(config))
+
+
+def head_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe's sections a head is made from."""
+    return {"hidden": config["classifier"]["hidden"], "slices": config.get("slices", {})}
+
+
+def _of_other_task(found: Checkpoint, task: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(meta, weights) as if the classifier had been trained on another of its tasks."""
+    others: dict[str, Any] = found.meta.get("others", {})
+    if task not in others:
+        along = f"of {', '.join(others)}" if others else "of no other task"
+        raise UserError(f"there is no head of the task {task!r} beside its own; there are heads {along}")
+    other, meta = others[task], dict(found.meta)
+    config = {**meta["config"], "names": {}, "slices": other["head"]["slices"]}
+    config["classifier"] = {**config["classifier"], "hidden": other["head"]["hidden"]}
+    weights = {name: t for name, t in found.weights.items() if name.partition(".")[0] not in ("head", "labels")}
+    before = f"{other['part']}."
+    weights |= {f"head.{name.removeprefix(before)}": t for name, t in weights.items() if name.startswith(before)}
+    if other["vocabulary"]:
+        meta |= {"vocabulary": other["vocabulary"]}
+        table = weights[f"embeddings.{task}.weight"]
+        meta["model"] = {**meta["model"], "vocab_size": len(table) - 1}  # the model adds one
+        for name in OF_UNITS[meta["architecture"]]:
+            weights[f"language_model.{name}"] = table if name.endswith("weight") else table.new_zeros(len(table))
+    return {**meta, "config": config, "classes": other["classes"]}, weights

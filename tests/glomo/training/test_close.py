@@ -186,7 +186,7 @@ def test_the_old_head_is_asked_once(runs):
 
 
 def test_the_old_task_is_not_forgotten(tmp_path, runs):
-    """While the opposite is learned. Its head learns along, and what is loaded is without it."""
+    """While the opposite is learned. Its head learns along, and is loaded by its task's name."""
     examples = read_labelled(DATA.train)
     texts, (one, two) = [text for text, _ in examples], sorted({label for _, label in examples})
     other, opposite = {one: two, two: one}, tmp_path / "opposite.csv"
@@ -213,6 +213,10 @@ def test_the_old_task_is_not_forgotten(tmp_path, runs):
         assert not torch.equal(old["head.6.weight"], loaded.model.head[6].weight)
         loaded.model.load_state_dict(old, strict=False)
         now = loaded.probabilities(texts)
+        if strength:
+            kept = load_classifier(out, task="speeches-train")
+            assert kept.classes == before.classes
+            assert torch.equal(kept.probabilities(texts), now)
         far[strength] = (said * (said / now.clamp(min=1e-30)).log()).sum(-1).mean().item()
     assert far[30.0] < 0.5 * far[0.0]
 

@@ -1,5 +1,6 @@
 """[tasks] of `glomo finetune`: which task a step is for, what it moves, its loss, and what is refused."""
 
+import copy
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -9,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from glomo.data import vocabulary_from_dict
+from glomo.cli.main import main
+from glomo.data import Vocabulary, vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
+from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint
+from glomo.training.adapted import Adapters
 from glomo.training.close import Close
 from glomo.training.distil import Distil
 from glomo.training.distributed import World
-from glomo.training.documents import FinetuneData
+from glomo.training.documents import FinetuneData, evaluate
 from glomo.training.finetune import finetune, prepare
 from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.models import load_language_weights
-from glomo.training.tasks import TaskBatches, Tasks
+from glomo.training.tasks import TaskBatches, TaskClassifier, Tasks
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier
 from glomo.training.tune import Tune
@@ -223,6 +227,126 @@ def test_other_tasks_use_no_teacher_and_no_unlabelled_text(tmp_path, files, monk
     finetune(made, tmp_path / "out")
     assert asked == own
     assert 0 < len(own) < 8
+
+
+OWN_UNITS = "words", "subwords"
+
+
+@pytest.mark.parametrize("units", OWN_UNITS)
+def test_units_of_a_tasks_own(tmp_path, files, units):
+    """The classifier's vocabulary knows nothing of the other tasks' texts; a step of one of them moves its embedding,
+    its head and the layers, and no other embedding."""
+    train = replace(TRAIN, steps=12, checkpoint_every=1, keep=99, weight_decay=0.1)
+    made = config(Tasks(train=files, alpha=0.0, vocabulary=units), train)
+    results = finetune(made, tmp_path / "out")
+    assert not {"dog", "cats"} & set(load_language_weights(tmp_path / "out").vocabulary.units())
+    plan = prepare(made, ALONE).task.batches
+    tasks = [plan.place(plan.batch(step)[0])[0] or "own" for step in range(12)]
+    states = steps_of(tmp_path / "out")
+    tables = {"own": "language_model.encoder.embedding.weight"}
+    tables |= {name: f"embeddings.{name}.weight" for name in ("animals", "weather")}
+    for task, (before, after) in zip(tasks[1:], pairwise(states), strict=True):
+        assert [name for name, key in tables.items() if not torch.equal(before[key], after[key])] == [task]
+        layers = [name for name in after if name.startswith("language_model.encoder.layers.")]
+        assert not any(torch.equal(before[name], after[name]) for name in layers)
+        heads = {
+            name.split(".")[1] for name in after if "others" in name and not torch.equal(before[name], after[name])
+        }
+        assert heads == {task} - {"own"}
+    assert set(tasks) == {"own", "animals", "weather"}
+    learn = [v for n, v in states[-1].items() if n.split(".")[0] in ("others", "embeddings")]
+    learn = sum(v.numel() for v in learn if v.is_floating_point()) - 2 * 2 * (8 + 48)  # of BatchNorms' statistics
+    assert results["trainable"] == results["parameters"] + learn
+    assert load_classifier(tmp_path / "out").probabilities(["rain"]).shape == (1, 2)
+
+
+@pytest.mark.parametrize("architecture", ["lstm", "transformer"])
+def test_the_loss_in_units_of_its_own(files, architecture):
+    """That of a classifier whose language model has the task's embedding."""
+    classifier = replace(HEAD, model=architecture)
+    made = config(Tasks(train=files, vocabulary="words"), classifier=classifier)
+    made = replace(made, model=TransformerConfig(dim=16, heads=2, layers=1, ff=16, dropout=0.0, max_length=64))
+    work = prepare(made, ALONE)
+    rows = [2, 9, 13, 22]
+    value = work.task.loss([work.examples + row for row in rows], torch.Generator())[0]
+    own, vocabulary = work.model.embeddings["animals"], Vocabulary.build([text for text, _ in ANIMALS], 99)
+    assert own.weight.shape == (len({word for text, _ in ANIMALS for word in text.split()}) + 3, 16)
+    other = copy.deepcopy(work.model)
+    model = other.language_model.encoder if architecture == "lstm" else other.language_model
+    model.embedding.weight = own.weight
+    encoded = [torch.tensor([vocabulary.encode(ANIMALS[row][0])]) for row in rows]
+    features = [other.pooled(units, torch.tensor([units.size(1)]))[0] for units in encoded]
+    logits = other.others["animals"](torch.cat(features))
+    labels = torch.tensor([["cat", "dog", "horse"].index(ANIMALS[row][1]) for row in rows])
+    torch.testing.assert_close(value, torch.nn.functional.cross_entropy(logits, labels), rtol=1e-4, atol=1e-6)
+
+
+def test_where_units_of_ones_own_start(tmp_path, files):
+    """Units that the language model knows from their vectors, the others from the mean one; without one, drawn."""
+    finetune(config(Tasks(train=files)), tmp_path / "init")
+    text = Path(files[0])
+    text.write_text(text.read_text().replace("horse", "zebra"))
+    tasks = Tasks(train=files[:1], vocabulary="words")
+    model = prepare(replace(config(tasks), tune=Tune(str(tmp_path / "init"))), ALONE).model
+    found = load_language_weights(tmp_path / "init")
+    weight = found.weights["encoder.embedding.weight"]
+    rows, mean = dict(zip(found.vocabulary.units(), weight, strict=False)), weight[1:].mean(0)
+    units = Vocabulary.build([text.replace("horse", "zebra") for text, _ in ANIMALS], 99).units()
+    table = dict(zip(units, model.embeddings["animals"].weight, strict=False))
+    torch.testing.assert_close(table["zebra"], mean)
+    assert all(torch.equal(table[word], rows[word]) for word in ("dog", "cats", "grass"))
+    drawn = prepare(config(tasks), ALONE).model.embeddings["animals"].weight
+    assert not drawn[0].any()
+    assert len(drawn[1:].unique(dim=0)) == len(drawn) - 1
+
+
+def test_figures_in_units_of_ones_own(tmp_path, files, monkeypatch):
+    """A task whose texts the classifier cannot read is learned."""
+    splits = {"train": ANIMALS, "test": ANIMALS[:6]}
+    monkeypatch.setattr("glomo.data.catalogue.load_labelled", lambda name, split: splits[split])
+    results = finetune(
+        config(Tasks(("zoo",), alpha=0.0, vocabulary="words"), replace(TRAIN, steps=60)), tmp_path / "out"
+    )
+    assert results["tasks"]["zoo"]["test_accuracy"] == 1.0
+    zoo = load_classifier(tmp_path / "out", task="zoo")
+    assert zoo.classes == ["cat", "dog", "horse"]
+    assert zoo.predict(["the horse eats grass now", "a dog barks"]) == ["horse", "dog"]
+    figures = zoo.evaluate(ANIMALS[:6])
+    assert figures["loss"] == pytest.approx(results["tasks"]["zoo"]["test_loss"], rel=1e-6)
+
+
+def test_another_tasks_classifier_from_the_command_line(tmp_path, files, capsys):
+    """With a head of its own width and an adapter on the shared language model."""
+    finetune(config(Tasks()), tmp_path / "init")
+    given = replace(config(Tasks(train=files), adapter=Adapters("lora", r=2)), tune=Tune(str(tmp_path / "init")))
+    finetune(given, tmp_path / "out")
+    work = prepare(given, ALONE)
+    work.model.load_state_dict(checkpoint.load(tmp_path / "out" / "final").weights)
+    expected = evaluate(TaskClassifier(work.model, "weather"), work.tasks.train["weather"], ALONE.device)
+    assert main(["finetune", "eval", str(tmp_path / "out"), "--task", "weather", "--test", files[1]]) == 0
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(said["loss"]) == pytest.approx(expected["loss"], rel=1e-5)
+    assert int(said["examples"]) == 40
+    with pytest.raises(
+        UserError, match="no head of the task 'zoo' beside its own; there are heads of animals, weather"
+    ):
+        load_classifier(tmp_path / "out", task="zoo")
+    with pytest.raises(UserError, match="there are heads of no other task"):
+        load_classifier(tmp_path / "init", task="zoo")
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"classifier": replace(HEAD, auxiliary=0.1)}, "classifier.auxiliary asks for"),
+        ({"tune": Tune(method="sequential")}, "tune.method = 'sequential' asks for"),
+        ({"close": Close("outputs", 1.0), "tune": Tune("nowhere")}, "close.method = 'outputs' asks for"),
+    ],
+)
+def test_what_own_units_do_not_go_with(tmp_path, files, sections, sentence):
+    made = config(Tasks(train=files, vocabulary="subwords"), classifier=sections.pop("classifier", HEAD))
+    with pytest.raises(UserError, match=sentence):
+        finetune(replace(made, **sections), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ RECIPES |= {"compare": (CompareConfig, "compare"), "translate train": (Translati
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands(line):
     words = shlex.split(line)[1:]
-    name = " ".join(words[:2]) if words[0] in ("lm", "translate") else words[0]
+    name = " ".join(words[:2]) if words[0] in ("lm", "translate") or words[1] == "eval" else words[0]
     arguments = split_arguments(words[len(name.split()) :])
     options = {key: value for key, value in arguments.options.items() if key != "out"}
     if name in RECIPES:
@@ -31,7 +31,7 @@ def test_commands(line):
         made = load_recipe(arguments.positional[0], options, schema, command)
         assert made.train.steps > 0
     else:
-        assert name in ("probe", "lm eval")
+        assert name in ("probe", "lm eval", "finetune eval")
         assert options.keys() <= {"task", "dataset"}
 
 
