@@ -126,7 +126,7 @@ class DocumentClassifier(nn.Module):
                 extra = extra + self._nats(latest[1], chunk, units, lengths, shares)
             if predictions is not None:
                 each = predictions.distances(model.logits(latest[1]), latest[2], chunk.real)
-                extra = extra + (each / learning[chunk.rows]).sum() / len(units)
+                extra = extra + predictions.note((each / learning[chunk.rows]).sum() / len(units))
 
         pooled = pooled_documents(encode, units, lengths, self.chunk, self.window, observe)
         if isinstance(model, LSTMLanguageModel) and sums:

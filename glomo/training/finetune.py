@@ -158,7 +158,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
         identity["names"] = named.fingerprint
     task = Task(model, batches, objective.loss, validate if held else None, meta, identity, "finetune")
     task.before_step, task.fill = objective.before_step, objective.fill
-    task.noted = objective.stream.noted if objective.stream else {}
+    task.noted = objective.noted
     task.extras = objective if any(objective.children()) else None
     task.groups = layer_patterns(model, language.layer_patterns(model.language_model))
     task.stages = make_stages(config.tune, config.train, len(batches))

@@ -151,6 +151,7 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     task.identity = {"vocabulary": vocabulary.fingerprint, "text": fingerprint(texts)}
     task.groups = layer_patterns(model)
     task.extras = predictions
+    task.noted = predictions.noted if predictions else {}
     if penalty is not None:
         task.extras, task.fill = penalty.term, penalty.fill
         task.loss = with_penalty(task.loss, penalty.term, task.noted)

@@ -74,6 +74,9 @@ class Objective(nn.Module):
         if config.unlabelled.method != "none":
             options = (vocabulary, config.data.length, backward, config.train.batch_size, config.train.steps)
             self.stream = UnlabelledTexts(config.unlabelled, model, *options, seed, world)
+        self.noted = self.stream.noted if self.stream else {}
+        if self.predictions is not None:
+            self.predictions.noted = self.noted
 
     @property
     def identity(self) -> dict[str, str]:
@@ -124,7 +127,9 @@ class Objective(nn.Module):
         features, extra = self._held[0].pooled(units, lengths, self.weight, self.predictions)
         value = extra + self._of_labels(features, labels, indices)
         if self.old_head is not None:
-            value = value + self.old_head.loss(features, indices)
+            old = self.old_head.loss(features, indices)
+            self.noted["penalty"] = float(old.detach())
+            value = value + old
         if self.stream is not None:
             value = value + self.stream.loss(features, generator)
         return value, len(indices), int(lengths.sum())

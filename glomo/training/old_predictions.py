@@ -27,6 +27,7 @@ class OldPredictions(nn.Module):
     def __init__(self, model: LSTMLanguageModel | LanguageModel, strength: float) -> None:
         super().__init__()
         self.source, self.strength = SourceModel(model), strength
+        self.noted: dict[str, float] = {}  # for `Task.noted`: what has been added to the loss as "penalty"
 
     @torch.no_grad()
     def read(self, units: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -51,5 +52,10 @@ class OldPredictions(nn.Module):
         )
 
     def distance(self, logits: Tensor, features: Tensor, real: Tensor) -> Tensor:
-        """The mean over all of these units."""
-        return self.distances(logits, features, real).sum() / real.sum().clamp(min=1)
+        """The mean over all of these units, which is noted."""
+        return self.note(self.distances(logits, features, real).sum() / real.sum().clamp(min=1))
+
+    def note(self, value: Tensor) -> Tensor:
+        """The value, a part of what is added to the loss."""
+        self.noted["penalty"] = self.noted.get("penalty", 0.0) + float(value.detach())
+        return value

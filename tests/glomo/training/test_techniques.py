@@ -696,6 +696,21 @@ def test_layers_of_nothing():
         Tune(layers=0)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "old head", "language model"])
+def test_what_keeps_outputs_stands_beside_the_loss(tmp_path, language_models, teacher, kind):
+    init = teacher if kind == "old head" else language_models["lstm" if kind == "language model" else kind]
+    for name, method in (("with", "lwf" if kind == "old head" else "outputs"), ("without", "none")):
+        close, train = Close(method, 300.0), replace(TRAIN, steps=2)
+        if kind == "language model":
+            made = LanguageConfig(replace(TEXT, vocabulary="init"), LanguageMethod("lstm"), lstm=LSTM, tune=Tune(init))
+            train_language_model(replace(made, close=close, train=train), tmp_path / name)
+        else:
+            finetune(config(init, train, close=close), tmp_path / name)
+    held, free = (rows_of(tmp_path / name) for name in ("with", "without"))
+    assert held[0]["loss"] - held[0]["penalty"] == pytest.approx(free[0]["loss"], rel=1e-4)
+    assert 1e-3 < held[1]["penalty"] < held[1]["loss"]
+
+
 @pytest.mark.parametrize("method", ["outputs", "lwf"])
 def test_closeness_of_strength_0_is_none_of_outputs(tmp_path, language_models, teacher, method):
     finetune(config(teacher, close=Close(method, 0.0)), tmp_path / "with")
