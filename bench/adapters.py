@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from glomo.data import BucketBatches, catalogue, pad
 from glomo.transfer import slanted_triangular
-from glomo.transfer.structure import add, bottleneck, lora, parallel_bottleneck
+from glomo.transfer.structure import add, bottleneck, lora, parallel_bottleneck, projected_attention
 
 ENDS = r"encoder\.encoder\.layer\.\d+\.(?:attention\.)?output\.dense"
 PROJECTIONS = r"encoder\.encoder\.layer\.\d+\.attention\.self\.(?:query|value)"
+LAYERS = r"encoder\.encoder\.layer\.\d+"
 LENGTH = 40
 
 
@@ -74,10 +75,11 @@ WAYS = {
     "Houlsby adapters, 16": (1e-3, adapted(ENDS, bottleneck(16), True)),
     "parallel adapters, 64": (1e-3, adapted(ENDS, parallel_bottleneck(64, scale=1.0), True)),
     "LoRA, r 8": (2e-3, adapted(PROJECTIONS, lora(8, 16.0), False)),
+    "projected attention, 72": (1e-3, adapted(LAYERS, projected_attention(72, into="output.dense"), True)),
 }
 
 
-def trec(folder: Path, seeds: int, epochs: int, batch: int = 32) -> None:
+def trec(folder: Path, ways: list[str], seeds: int, epochs: int, batch: int = 32) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     parts = [catalogue.load_labelled("trec", split) for split in ("train", "test")]
@@ -85,7 +87,8 @@ def trec(folder: Path, seeds: int, epochs: int, batch: int = 32) -> None:
     ids = [[e.ids[:LENGTH] for e in tokenizer.encode_batch([text for text, _ in part])] for part in parts]
     labels = [torch.tensor([classes.index(label) for _, label in part]) for part in parts]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {epochs} epochs of batches of {batch}")
-    for name, (lr, prepare) in WAYS.items():
+    for name in ways:
+        lr, prepare = WAYS[name]
         errors, seconds, learn, total = [], [], 0, 0
         for seed in range(seeds):
             torch.manual_seed(seed)
@@ -174,12 +177,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--minilm", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     if given.part == "trec":
-        trec(given.minilm, given.seeds, given.epochs)
+        trec(given.minilm, given.ways, given.seeds, given.epochs)
     else:
         steps(given.minilm, given.seconds)
 

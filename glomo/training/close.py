@@ -33,7 +33,7 @@ BATCH = 16
 class Close:
     """The [close] section. Raises UserError for values out of range.
 
-    The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that on weights is.
+    The loss of a run has the penalty in it; in the rows of its metrics `penalty` says how much that is.
     """
 
     method: Literal["none", "l2-sp", "parameters", "ewc", "online-ewc", "outputs", "lwf"] = "none"
