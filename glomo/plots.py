@@ -104,39 +104,39 @@ def accuracies(results: dict[str, Any], path: Path) -> None:
 
 
 def trade_off(results: Mapping[str, Any], path: Path) -> None:
-    """Test error against seconds of training, one point a way (a bar = ± std), as large as its trainable share."""
+    """The error against seconds of training, one point a way (a bar = ± std), as large as its trainable share."""
     rows = [row for row in results["ways"] if row["labels"] == results["ways"][-1]["labels"]]
+    scale = results["scale"]
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for row in rows:
         size = 30 + 170 * row["trainable"] / row["parameters"]
-        spread = 100 * (row["std"] or 0.0)
-        axis.errorbar(row["seconds"], 100 * row["error"], yerr=spread, color="grey", alpha=0.6, zorder=0)
-        axis.scatter(
-            row["seconds"], 100 * row["error"], s=size, label=f"{_plain(row['way'])}: {row['trainable']:,} learn"
-        )
+        spread, error = scale * (row["std"] or 0.0), scale * row["error"]
+        axis.errorbar(row["seconds"], error, yerr=spread, color="grey", alpha=0.6, zorder=0)
+        axis.scatter(row["seconds"], error, s=size, label=f"{_plain(row['way'])}: {row['trainable']:,} learn")
     axis.set_xlabel("seconds of training")
-    axis.set_ylabel("test error, %")
+    axis.set_ylabel(results["measure"])
     axis.set_title(f"{results['task']}: area = share of the parameters that learns", fontsize=9)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
 
-def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """Validation error while training, the mean of the seeds with their range; nothing without validations."""
+def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], path: Path, scale: float = 100.0) -> None:
+    """Validation error in %, or with scale 1 the loss, while training, the mean of the seeds with their range; nothing
+    without validations."""
     if not curves:
         return
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for way, points in curves.items():
         steps = sorted(points)
-        means = [100 * sum(points[step]) / len(points[step]) for step in steps]
+        means = [scale * sum(points[step]) / len(points[step]) for step in steps]
         (line,) = axis.plot(steps, means, marker=".", label=_plain(way))
-        low, high = ([100 * pick(points[step]) for step in steps] for pick in (min, max))
+        low, high = ([scale * pick(points[step]) for step in steps] for pick in (min, max))
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
     axis.set_xlabel("step")
-    axis.set_ylabel("validation error, %")
+    axis.set_ylabel("validation error, %" if scale > 1 else "validation loss")
     figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     axis.grid(alpha=0.3)
     _save(figure, path)

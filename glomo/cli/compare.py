@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from glomo.cli.recipe_command import run
+from glomo.training.config import read_recipe, split_arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fine-tune in several ways, and put them beside each other."""
-    from glomo.training.compare import CompareConfig, compare
+    """Train in several ways, and put them beside each other."""
+    from glomo.training.compare import SCHEMAS, CompareConfig, compare
 
-    return run(argv, "compare", CompareConfig, compare, _summary)
+    return run(argv, "compare", SCHEMAS.get(_of(argv), CompareConfig), compare, _summary)
+
+
+def _of(argv: Sequence[str]) -> str:
+    """What is trained, on which the recipe's other sections depend; "" where nothing says it."""
+    arguments = split_arguments(argv)
+    said = read_recipe(arguments.positional[0]).get("compare", {}) if arguments.positional else {}
+    return str(arguments.options.get("compare.of") or said.get("of", ""))
 
 
 def _summary(results: dict[str, Any], out: Path) -> str:
@@ -24,7 +32,7 @@ def _summary(results: dict[str, Any], out: Path) -> str:
         from glomo import plots
 
         plots.trade_off(results, out / "trade-off.png")
-        plots.error_curves(curves(results, out), out / "curves.png")
+        plots.error_curves(curves(results, out), out / "curves.png", results["scale"])
         plots.low_shot(results, out / "low-shot.png")
         lines.append(f"pictures: {', '.join(sorted(path.name for path in out.glob('*.png')))}")
     except ImportError:

@@ -1,4 +1,4 @@
-"""Several ways of fine-tuning beside each other: equal steps, equal seeds, each run in a process of its own."""
+"""Several ways of training beside each other: equal steps, equal seeds, each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
 from glomo.training.config import check_range, default_values, dump_toml, load_recipe, nearest, split_arguments, to_dict
-from glomo.training.finetune import resolved
 from glomo.training.finetune_config import FinetuneConfig
+from glomo.training.language import LanguageConfig, resolved
 from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
+from glomo.training.translation import TranslationConfig
 from glomo.training.tune import METHODS
 from glomo.transfer.signal import transfer_effect
 
@@ -31,20 +32,25 @@ from glomo.transfer.signal import transfer_effect
 class Ways:
     """The [compare] section: what is compared, and how often."""
 
+    of: Literal["finetune", "lm", "translate"] = "finetune"
+    """what is trained: classifiers, judged by their test error; language models or translators, by their validation
+    loss in nats a unit (ways with other units cannot be compared by it)"""
     ways: tuple[str, ...] = METHODS
-    """each a tune.method, with options behind it and a name before it where they are wanted, as in "at 2.6: full
-    --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {tune.init} and every other key that of
-    the recipe, {out} the comparison's folder: {out}/full-{labels}-{seed} is the run of an earlier way (its name with
-    "-" for all but letters, digits and dots), as a teacher or to start from"""
+    """each a tune.method (of translators "full"), with options behind it and a name before it where they are wanted,
+    as in "at 2.6: full --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {tune.init} and every
+    other key that of the recipe, {out} the comparison's folder: {out}/full-{labels}-{seed} is the run of an earlier way
+    (its name with "-" for all but letters, digits and dots), as a teacher or to start from"""
     seeds: int = 3
     """runs of each, with the seeds train.seed, train.seed + 1, ..."""
     labels: tuple[int, ...] = ()
-    """numbers of labelled examples (0: all), each with every way and seed; none: data.labels"""
+    """of classifiers: numbers of labelled examples (0: all), each with every way and seed; none: data.labels"""
 
     def __post_init__(self) -> None:
         check_range("compare.seeds", self.seeds, 1)
         for number in self.labels:
             check_range("compare.labels", number, 0)
+        if self.labels and self.of != "finetune":
+            raise UserError(f"compare.labels is {self.labels}, and compare.of {self.of!r}, which has no labels")
         if not self.ways:
             raise UserError(f"compare.ways is empty; at least one of {', '.join(METHODS)} is needed")
         names = [way.name for way in self.parsed()]
@@ -54,7 +60,7 @@ class Ways:
                 raise UserError(f"compare.ways has {same[0]!r} and {name!r}, whose folders would be one; rename one")
 
     def parsed(self) -> list[Way]:
-        return [_parsed(text) for text in self.ways]
+        return [_parsed(text, ("full",) if self.of == "translate" else METHODS) for text in self.ways]
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,36 @@ class CompareConfig(FinetuneConfig):
     compare: Ways = field(default_factory=Ways)
 
 
-def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CompareLanguageConfig(LanguageConfig):
+    """One of `glomo lm train` with that section."""
+
+    compare: Ways = field(default_factory=lambda: Ways("lm"))
+
+
+@dataclass(frozen=True)
+class CompareTranslationConfig(TranslationConfig):
+    """One of `glomo translate train` with that section."""
+
+    compare: Ways = field(default_factory=lambda: Ways("translate", ("full",)))
+
+
+AnyConfig = FinetuneConfig | LanguageConfig | TranslationConfig
+AnyCompareConfig = CompareConfig | CompareLanguageConfig | CompareTranslationConfig
+SCHEMAS: dict[str, type[AnyCompareConfig]] = {
+    "finetune": CompareConfig,
+    "lm": CompareLanguageConfig,
+    "translate": CompareTranslationConfig,
+}
+RUNS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "finetune": (FinetuneConfig, ("finetune",)),
+    "lm": (LanguageConfig, ("lm", "train")),
+    "translate": (TranslationConfig, ("translate", "train")),
+}
+"""What a run's recipe is made of, and the command that trains it."""
+
+
+def compare(config: AnyCompareConfig, out: Path) -> dict[str, Any]:
     """Run a recipe. Returns what `summary` makes of the runs (it is in ``out/results.json``, with pictures beside it);
     a call that was interrupted goes on where it stopped.
 
@@ -81,7 +116,8 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`glomo compare` runs alone: its figures are seconds and memory of one process")
-    sections = to_dict(config)
+    sections, of = to_dict(config), config.compare.of
+    schema, command = RUNS[of]
     plain = {name: content for name, content in sections.items() if name != "compare"}
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
     may_change = {*MAY_CHANGE, "compare.ways", "compare.seeds", "compare.labels"} - {"train.steps"}
@@ -90,7 +126,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         replace_file(recipe, dump_toml(plain).encode())
         planned = [
             (way, labels, seed)
-            for labels in config.compare.labels or (config.data.labels,)
+            for labels in config.compare.labels or (sections["data"].get("labels", 0),)
             for seed in seeds
             for way in config.compare.parsed()
         ]
@@ -101,28 +137,27 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
             for key, value in content.items()
             if not isinstance(value, list)
         }
-        options = [_options(*one, known) for one in planned]
-        configs = [  # all of them before anything is trained
-            load_recipe(str(recipe), one, FinetuneConfig, "finetune") for one in options
-        ]
+        options = [_options(*one, known, of) for one in planned]
+        configs = [load_recipe(str(recipe), one, schema, command[0]) for one in options]  # before anything is trained
         runs = []
         for (way, labels, seed), given, one in zip(planned, options, configs, strict=True):
-            found = _run(one, recipe, given, out / _folder(way.name, labels, seed))
+            found = _run(one, command, recipe, given, out / _folder(way.name, labels, seed))
             runs.append({"way": way.name, "labels": labels, "seed": seed, **found})
-            replace_file(out / "results.json", _json(summary(_task(config), runs)))
-        return summary(_task(config), runs)
+            replace_file(out / "results.json", _json(summary(_task(sections["data"]), runs)))
+        return summary(_task(sections["data"]), runs)
 
 
 def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"task", "runs", "ways"}: for each way and number of labels the mean and standard deviation (None for one seed)
-    of the test error, the means of trainable parameters, seconds and memory, and the `effect` against the first way of
-    the same labels, seed by seed: the fields of `TransferEffect`, where `gain` is how much smaller the error is (None
-    for the first way, and with fewer than 2 seeds). Where all its runs have unseen classes, "zero_shot" has {figure:
-    (mean, standard deviation)} of `NamedTask.figures`."""
+    """{"task", "measure", "scale", "runs", "ways"}: for each way and number of labels the mean and standard deviation
+    (None for one seed) of the "error" (of which `scale` times is the measure), the means of trainable parameters,
+    seconds and memory, and the `effect` against the first way of the same labels, seed by seed: the fields of
+    `TransferEffect`, where `gain` is how much smaller the error is (None for the first way, and with fewer than 2
+    seeds). Where all its runs have unseen classes, "zero_shot" has {figure: (mean, standard deviation)} of
+    `NamedTask.figures`."""
     ways = []
     for name, labels in dict.fromkeys((run["way"], run["labels"]) for run in runs):
         of = [run for run in runs if (run["way"], run["labels"]) == (name, labels)]
-        error, std = _spread([1 - run["test_accuracy"] for run in of])
+        error, std = _spread([_error(run) for run in of])
         memory = [run["memory"] for run in of if run["memory"] is not None]
         ways.append(
             {
@@ -141,12 +176,22 @@ def summary(task: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         )
         if all("zero_shot" in run for run in of):
             ways[-1]["zero_shot"] = {name: _spread([run["zero_shot"][name] for run in of]) for name in ZERO_SHOT}
-    return {"task": task, "runs": list(runs), "ways": ways}
+    measure, scale = ("test error %", 100.0) if "test_accuracy" in runs[0] else ("validation loss", 1.0)
+    return {"task": task, "measure": measure, "scale": scale, "runs": list(runs), "ways": ways}
+
+
+def _error(run: Mapping[str, Any]) -> float:
+    """The test error of a classifier, the validation loss of all else."""
+    if "test_accuracy" in run:
+        return 1.0 - run["test_accuracy"]
+    if "valid_loss" not in run:
+        raise UserError(f"the run of {run['way']!r} has no validation, by which it is compared")
+    return float(run["valid_loss"])
 
 
 def _effect(way: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """`transfer_effect` of a way's runs against those of the first, of the seeds that both have."""
-    errors = [{run["seed"]: 1 - run["test_accuracy"] for run in runs} for runs in (way, first)]
+    errors = [{run["seed"]: _error(run) for run in runs} for runs in (way, first)]
     seeds = sorted(errors[0].keys() & errors[1].keys())
     if way == first or len(seeds) < 2:
         return None
@@ -155,30 +200,32 @@ def _effect(way: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The results as lines to read. With several seeds the last column is how the test error differs from the first
-    way's, in points, with its 95% interval and what that says: "-1.2 (-2.0 to -0.4) helps"."""
+    """The results as lines to read. With several seeds the last column is how the error differs from the first way's
+    (of accuracies in points), with its 95% interval and what that says: "-1.2 (-2.0 to -0.4) helps"."""
+    scale = results["scale"]
+    places = 1 if scale > 1 else 3
     named = any("zero_shot" in row for row in results["ways"])
     titles = tuple(f"{'zero-shot' if name == 'accuracy' else name} %" for name in ZERO_SHOT) if named else ()
     against = f"against {results['ways'][0]['way']}" if any(row["effect"] for row in results["ways"]) else ""
-    rows = [("way", "labels", "test error %", "learn", "of", "seconds", "memory MB", *titles, against)]
+    rows = [("way", "labels", results["measure"], "learn", "of", "seconds", "memory MB", *titles, against)]
     for row in results["ways"]:
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:.0f}"
-        error, learn = _percent(row["error"], row["std"]), f"{row['trainable']:,}"
+        error, learn = _with_spread(row["error"], row["std"], scale, places + 1), f"{row['trainable']:,}"
         labels = str(row["labels"] or "all")
         figures = (error, learn, f"{row['parameters']:,}", f"{row['seconds']:.1f}", memory)
         unseen = row.get("zero_shot", {})
-        cells = [_percent(*unseen[name]) if name in unseen else "" for name in ZERO_SHOT] if named else []
-        rows.append((row["way"], labels, *figures, *cells, _difference(row["effect"])))
+        cells = [_with_spread(*unseen[name]) if name in unseen else "" for name in ZERO_SHOT] if named else []
+        rows.append((row["way"], labels, *figures, *cells, _difference(row["effect"], scale, places)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _difference(effect: Mapping[str, Any] | None) -> str:
+def _difference(effect: Mapping[str, Any] | None, scale: float, places: int) -> str:
     if effect is None:
         return ""
-    points = (-100 * effect[name] for name in ("gain", "high", "low"))
-    mean, low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in points)  # no -0.0
+    found = (-scale * effect[name] for name in ("gain", "high", "low"))
+    mean, low, high = (f"{round(value, places) + 0.0:+.{places}f}" for value in found)  # no -0.0
     return f"{mean} ({low} to {high}) {effect['verdict']}"
 
 
@@ -187,12 +234,12 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _percent(mean: float, spread: float | None) -> str:
-    return f"{100 * mean:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+def _with_spread(mean: float, spread: float | None, scale: float = 100.0, places: int = 2) -> str:
+    return f"{scale * mean:.{places}f}" + ("" if spread is None else f" ± {scale * spread:.{places}f}")
 
 
 def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[float]]]:
-    """{way: {step: validation errors of its runs}}, of the last number of labels."""
+    """{way: {step: validation errors, or losses, of its runs}}, of the last number of labels."""
     found: dict[str, dict[int, list[float]]] = {}
     last = results["runs"][-1]["labels"]
     for run in results["runs"]:
@@ -201,8 +248,9 @@ def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[fl
         path = out / _folder(run["way"], run["labels"], run["seed"]) / "metrics.jsonl"
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if "valid_accuracy" in row:
-                found.setdefault(run["way"], {}).setdefault(row["step"], []).append(1 - row["valid_accuracy"])
+            if "valid_loss" in row:
+                error = 1 - row["valid_accuracy"] if "valid_accuracy" in row else row["valid_loss"]
+                found.setdefault(run["way"], {}).setdefault(row["step"], []).append(error)
     return found
 
 
@@ -212,16 +260,16 @@ ZERO_SHOT = ("accuracy", "chance", "seen", "unseen", "harmonic")
 """What is told of the classes that no run was trained on."""
 
 
-def _parsed(text: str) -> Way:
+def _parsed(text: str, methods: Sequence[str]) -> Way:
     name, colon, rest = text.partition(":")
     try:
         words = shlex.split(rest if colon else text)
         arguments = split_arguments(words)
     except (ValueError, UserError) as error:
         raise UserError(f"compare.ways has {text!r}, which cannot be read: {error}") from None
-    if len(arguments.positional) != 1 or arguments.positional[0] not in METHODS:
+    if len(arguments.positional) != 1 or arguments.positional[0] not in methods:
         given = " ".join(arguments.positional)
-        raise UserError(f"compare.ways has {text!r}: {given or 'nothing'!r} is no method{nearest(given, METHODS)}")
+        raise UserError(f"compare.ways has {text!r}: {given or 'nothing'!r} is no method{nearest(given, methods)}")
     for key in arguments.options:
         if key in EQUAL:
             raise UserError(f"compare.ways has {text!r}, but {key} must be equal for all ways")
@@ -229,33 +277,38 @@ def _parsed(text: str) -> Way:
     return Way(name.strip() if colon else " ".join(words), options)
 
 
-def _options(way: Way, labels: int, seed: int, known: Mapping[str, str]) -> dict[str, str]:
+def _options(way: Way, labels: int, seed: int, known: Mapping[str, str], of: str = "finetune") -> dict[str, str]:
     """A run's options, with what stands in braces and is known replaced."""
     known = {"labels": str(labels or "all"), "seed": str(seed), **known}
     options = {
         name: re.sub(r"\{([a-z_.]+)\}", lambda found: known.get(found[1], found[0]), value)
         for name, value in way.options.items()
     }
-    return {**options, "train.seed": str(seed), "data.labels": str(labels)}
+    if of == "translate":
+        options.pop("tune.method")  # there is one only
+    return {**options, "train.seed": str(seed), **({"data.labels": str(labels)} if of == "finetune" else {})}
 
 
 def _folder(way: str, labels: int, seed: int) -> str:
     return f"{_slug(way)}-{labels or 'all'}-{seed}"
 
 
-def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def _run(
+    config: AnyConfig, command: Sequence[str], recipe: Path, options: Mapping[str, str], folder: Path
+) -> dict[str, Any]:
     """The results of one run: trained now, gone on with, or read back."""
     results = folder / "results.json"
     if results.exists():
         # of the same configuration, or a sentence
-        with RunFolder(folder, to_dict(resolved(config)), defaults=default_values(config)):
+        made = config if isinstance(config, TranslationConfig) else resolved(config)
+        with RunFolder(folder, to_dict(made), defaults=default_values(config)):
             found = json.loads(results.read_bytes())
         if found["budget"] == config.train.steps:
             return dict(found)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "glomo", "finetune", str(recipe), "--out", str(folder), *words]
+    line = [sys.executable, "-m", "glomo", *command, str(recipe), "--out", str(folder), *words]
     print(f"{folder.name}:", file=sys.stderr, flush=True)
-    with stop_signals() as stopped_by, subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with stop_signals() as stopped_by, subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
         told = False
         while (code := process.poll()) is None:
             if stopped_by and not told:  # the child saves, and ends; of SIGINTs it would bear the terminal's alone
@@ -271,8 +324,9 @@ def _run(config: FinetuneConfig, recipe: Path, options: Mapping[str, str], folde
     return dict(json.loads(results.read_bytes()))
 
 
-def _task(config: FinetuneConfig) -> str:
-    return config.data.dataset or Path(config.data.train).name
+def _task(data: Mapping[str, Any]) -> str:
+    files = [data["train"]] if "train" in data else data.get("text") or data.get("pairs") or [""]
+    return str(data["dataset"] or Path(files[0]).name)
 
 
 def _slug(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
 from glomo.training.names import NamedTask
 from glomo.training.objective import Objective
+from glomo.training.results import most_trainable, write_results
 from glomo.training.run_folder import RunFolder
 from glomo.training.slices import SlicedExamples, insert_slices
 from glomo.training.staging import Staging
@@ -66,20 +66,16 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
         results |= {name: row[name] for name in ("step", "loss", "seconds")}
         lasting = [p for name, p in work.model.named_parameters() if name.partition(".")[0] not in BESIDE]
         results |= {"examples": work.examples, "parameters": sum(p.numel() for p in lasting)}
-        results |= {"trainable": work.trainable, "memory": memory.bytes(), "budget": config.train.steps}
+        results |= {"trainable": work.trainable, "budget": config.train.steps}
         if work.tasks is not None:
             results |= {"tasks": work.tasks.figures(world.device)}
         if work.slices is not None:
             results |= {"slices": work.slices.figures(said, work.test.labels)}
-        kept = folder.path / "results.json"
-        if kept.exists():  # a finished run that was called again has taken no memory
-            results |= {"memory": json.loads(kept.read_bytes()).get("memory")}
         if config.adapter and config.tune.init and not (config.slices.patterns or config.names.vectors):
             for name in BESIDE:
                 setattr(work.model, name, None)
             save_adapted(work.model, folder.path / FILE, about_adapted(work))
-        checkpoint.replace_file(kept, (json.dumps(results, indent=1) + "\n").encode())
-        return results
+        return write_results(folder.path, results, memory)
 
 
 @dataclass(frozen=True)
@@ -103,18 +99,10 @@ class Work:
     slices: SlicedExamples | None
 
 
-def resolved(config: FinetuneConfig) -> FinetuneConfig:
-    """The recipe with the sizes of the language model in tune.init: what a run folder records."""
-    if not config.tune.init:
-        return config
-    found = load_language_weights(config.tune.init)
-    return dataclasses.replace(config, **language.with_sizes(config.model, config.lstm, found))
-
-
 def prepare(config: FinetuneConfig, world: World) -> Work:
     """The task of a recipe. Raises UserError as `finetune`."""
     check_together(config)
-    config = resolved(config)
+    config = language.resolved(config)
     named = NamedTask(config.names, *labelled(config.data), config.train.seed)
     train_set, test_set, classes = named.train, named.test, named.seen
     others = read_tasks(config.tasks, config.data, config.tune, config.classifier.layers)
@@ -201,12 +189,6 @@ def make_classifier(
     insert_adapters(config.adapter, model)
     insert_slices(config.slices, model)
     return model, vocabulary, backward
-
-
-def most_trainable(staging: Staging) -> int:
-    """Parameters that learn in the stage in which most do."""
-    sizes = {group.name: group.size for group in staging.groups}
-    return max(sum(sizes[name] for name in stage.rates) for stage in staging.stages)
 
 
 def architecture(model: DocumentClassifier) -> str:

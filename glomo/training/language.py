@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,11 @@ from glomo.training.close import Close, check_learns, check_whole, make_penalty,
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
 from glomo.training.loop import Task, set_up, train
+from glomo.training.memory import PeakMemory
 from glomo.training.models import END, LanguageWeights, load_language_weights, model_meta
 from glomo.training.old_predictions import OldPredictions
 from glomo.training.progress import track
+from glomo.training.results import model_sizes, of_last, write_results
 from glomo.training.run_folder import RunFolder
 from glomo.training.staging import Staging
 from glomo.training.texts import build_vocabulary, fingerprint, running_units, unlabelled
@@ -105,14 +107,12 @@ class LanguageConfig:
 
 
 def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
-    """Run a recipe: then ``out/final`` and ``out/best`` hold models for `load_language_model`. Returns the last metrics
-    row."""
+    """Run a recipe: then ``out/final`` and ``out/best`` hold models for `load_language_model`, and ``out/results.json``
+    the validation loss, the size, seconds and memory. Returns the last metrics row."""
     texts, held_texts = load_texts(config.data)
     world = set_up(config.train)
     model, vocabulary = make_model(config, texts)
-    if config.tune.init:
-        found = load_language_weights(config.tune.init)
-        config = dataclasses.replace(config, **with_sizes(config.model, config.lstm, found))
+    config = resolved(config)
     units = running_units(texts, vocabulary, model.end)
     if held_texts:
         held = running_units(held_texts, vocabulary, model.end)
@@ -162,8 +162,12 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
             check_learns(config.close, pulled, Staging(model, task.groups, task.stages, validates=True))
     if world.rank:
         return train(task, config.train, None, world)
+    size, memory = model_sizes(model, task.groups, task.stages), PeakMemory(world.device)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
-        return train(task, config.train, folder, world)
+        row = train(task, config.train, folder, world)
+        results = {**of_last(row), "examples": len(units) - 1, **size, "budget": config.train.steps}
+        write_results(folder.path, results, memory)
+        return row
 
 
 def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageModel, AnyVocabulary]:
@@ -199,6 +203,28 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
         if known.new and is_first():
             print(f"{known.new:,} of {len(vocabulary):,} units are new to {init} and start as its mean one", flush=True)
     return model, vocabulary
+
+
+class _OnLanguageModel(Protocol):
+    """A recipe that may start from a language model."""
+
+    @property
+    def tune(self) -> Tune: ...
+    @property
+    def model(self) -> TransformerConfig: ...
+    @property
+    def lstm(self) -> AWDLSTMConfig: ...
+
+
+Recipe = TypeVar("Recipe", bound=_OnLanguageModel)
+
+
+def resolved(config: Recipe) -> Recipe:
+    """The recipe with the sizes of the language model in tune.init: what a run folder records."""
+    if not config.tune.init:
+        return config
+    found = load_language_weights(config.tune.init)
+    return dataclasses.replace(config, **with_sizes(config.model, config.lstm, found))  # type: ignore[type-var]
 
 
 def with_sizes(transformer: TransformerConfig, lstm: AWDLSTMConfig, found: LanguageWeights) -> dict[str, Any]:

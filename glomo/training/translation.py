@@ -21,7 +21,9 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.language import AnyLanguageModel
 from glomo.training.language_model import language_model
 from glomo.training.loop import Task, set_up, train
+from glomo.training.memory import PeakMemory
 from glomo.training.models import load_language_weights, model_meta
+from glomo.training.results import model_sizes, of_last, write_results
 from glomo.training.run_folder import RunFolder
 from glomo.training.texts import fingerprint
 from glomo.training.train_config import TrainConfig
@@ -124,7 +126,8 @@ def load_pairs(data: PairsData) -> tuple[Pairs, Pairs]:
 
 
 def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
-    """Run a recipe: then ``out/final`` holds a translator for `load_translator`. Returns the last metrics row."""
+    """Run a recipe: then ``out/final`` holds a translator for `load_translator`, and ``out/results.json`` the
+    validation loss, the size, seconds and memory. Returns the last metrics row."""
     if config.method.average > config.train.keep:
         raise UserError(f"method.average is {config.method.average}, but train.keep keeps only {config.train.keep}")
     if config.method.average > 1 and config.train.average != "none":
@@ -162,6 +165,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "translate")
     if world.rank:
         return train(task, config.train, None, world)
+    size, memory = model_sizes(model, task.groups, task.stages), PeakMemory(world.device)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         if len(fitting) < len(training):
             left = f"{len(training) - len(fitting):,} of {len(training):,} pairs"
@@ -170,6 +174,8 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
         newest = checkpoint.step_folders(folder.checkpoints)[-config.method.average :]
         if config.method.average > 1:
             checkpoint.save(folder.final, checkpoint.average(newest), None, {"step": row["step"], **meta})
+        results = {**of_last(row), "examples": len(fitting), **size, "budget": config.train.steps}
+        write_results(folder.path, results, memory)
         return row
 
 

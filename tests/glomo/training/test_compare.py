@@ -1,4 +1,4 @@
-"""Several ways of fine-tuning beside each other: what is run, gone on with, drawn and refused."""
+"""Several ways of training beside each other: what is run, gone on with, drawn and refused."""
 
 import json
 import os
@@ -19,6 +19,8 @@ from glomo.training import compare as module
 from glomo.training.compare import CompareConfig, Ways, compare, curves, summary, table
 from glomo.training.config import dump_toml, load_recipe, read_toml
 from glomo.training.finetune import finetune
+from glomo.training.language import train_language_model
+from glomo.training.translation import train_translation
 
 HERE = Path(__file__).parents[2] / "data"
 RECIPE = f"""command = "compare"
@@ -151,16 +153,20 @@ def test_options_with_what_is_of_the_run():
     assert module._options(way, 0, 1, places)["tune.init"] == "lm-b/all-1"
 
 
+TRAIN = {("finetune",): finetune, ("lm", "train"): train_language_model, ("translate", "train"): train_translation}
+
+
+def in_process(seen, config, command, recipe, options, folder):
+    seen.append((options, folder))
+    TRAIN[command](config, folder)
+    return json.loads((folder / "results.json").read_bytes())
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Runs without processes of their own. Gives (options, folder) of each."""
     seen = []
-
-    def run(config, recipe, options, folder):
-        seen.append((options, folder))
-        return finetune(config, folder)
-
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_run", lambda *arguments: in_process(seen, *arguments))
     return seen
 
 
@@ -188,6 +194,82 @@ def test_a_way_on_the_runs_of_an_earlier_one(recipe, tmp_path, monkeypatch, in_t
 def weights(folder, part="final"):
     found = checkpoint.load(folder / part).weights
     return {name: t.tolist() for name, t in found.items() if name.startswith("language_model.")}
+
+
+OTHERS = {
+    "lm": f"""[data]
+text = ["{HERE / "hamlet-act-1.txt"}"]
+vocabulary = "words"
+valid_units = 300
+length = 16
+[method]
+model = "lstm"
+[lstm]
+preset = "tiny"
+""",
+    "translate": """[data]
+pairs = ["pairs.tsv"]
+vocab_size = 300
+max_length = 20
+[model]
+preset = "tiny"
+dim = 16
+ff = 32
+max_length = 32
+""",
+}
+
+
+@pytest.mark.parametrize("of", OTHERS)
+def test_language_models_and_translators_beside_each_other(of, tmp_path, monkeypatch, capsys):
+    """By the validation loss of the weights that each run has kept."""
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
+    monkeypatch.chdir(tmp_path)
+    pairs = "".join(f"{a} {b}\t{b.upper()} {a.upper()}\n" for a in "abcdefghij" for b in "klmnopqrst")
+    Path("pairs.tsv").write_text("source\ttarget\n" + pairs)
+    train = "steps = 6\nbatch_size = 8\nlr = 1e-2\neval_every = 3\ncheckpoint_every = 3\nprogress = 0\nthreads = 1\n"
+    compared = f'of = "{of}"\nways = ["full", "still: full --train.lr 0"]\nseeds = 2\n'
+    Path("recipe.toml").write_text(f'command = "compare"\n{OTHERS[of]}[compare]\n{compared}[train]\n{train}')
+    with monkeypatch.context() as patch:
+        seen = []
+        patch.setattr(module, "_run", lambda *arguments: in_process(seen, *arguments))
+        assert main(["compare", "recipe.toml", "--out", "out"]) == 0
+    first = capsys.readouterr().out
+    assert [folder.name for _, folder in seen] == ["full-all-0", "still-all-0", "full-all-1", "still-all-1"]
+    monkeypatch.setattr("subprocess.Popen", None)  # all is read back
+    assert main(["compare", "recipe.toml", "--out", "out"]) == 0
+    assert capsys.readouterr().out == first
+    results = json.loads(Path("out/results.json").read_bytes())
+    losses = {}
+    for path in Path("out").glob("*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        losses.setdefault(path.parent.name.split("-")[0], []).append(rows[-1]["valid_loss"])
+        held = json.loads((path.parent / "results.json").read_bytes())
+        size = sum(t.numel() for t in checkpoint.load(path.parent / "final").weights.values())
+        assert (held["parameters"], held["trainable"], held["step"], held["budget"]) == (size, size, 6, 6)
+    for row in results["ways"]:
+        assert row["error"] == pytest.approx(statistics.fmean(losses[row["way"]]))
+        assert row["std"] == pytest.approx(statistics.stdev(losses[row["way"]]))
+    lines = first.splitlines()
+    assert "validation loss" in lines[0]
+    assert f"{statistics.fmean(losses['full']):.4f} ± " in lines[2]
+    difference = statistics.fmean(losses["still"]) - statistics.fmean(losses["full"])
+    assert f"  {difference:+.3f} (" in lines[3]
+    assert {path.name for path in Path("out").glob("*.png")} == {"trade-off.png", "curves.png"}
+
+
+def test_what_is_compared(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"compare.labels is \(50,\), and compare.of 'lm', which has no labels"):
+        Ways("lm", labels=(50,))
+    with pytest.raises(UserError, match="'gradual-unfreeze' is no method"):
+        Ways("translate", ("gradual-unfreeze",))
+    path = tmp_path / "recipe.toml"
+    path.write_text('command = "compare"\n[compare]\nof = "lm"\n[classifier]\nhidden = 3\n')
+    assert main(["compare", str(path)]) == 2
+    assert "unknown section [classifier]" in capsys.readouterr().err
+    without = {"way": "a", "labels": 0, "seed": 0, "memory": None}
+    with pytest.raises(UserError, match="the run of 'a' has no validation"):
+        summary("t", [without])
 
 
 def test_the_effect_against_the_first_way():
