@@ -24,7 +24,9 @@ from glomo.training.compare import CompareConfig, Ways, compare, table
 from glomo.training.config import load_recipe, split_arguments
 from glomo.training.texts import LabelledData, labelled, sample
 
-SCRATCH = "--tune.init '' --tune.factor 1 --lstm.dim 200 --lstm.hidden 500 --lstm.layers 2 --train.lr 2e-3"
+SCRATCH = (
+    "--tune.init '' --data.min_count 2 --tune.factor 1 --lstm.dim 200 --lstm.hidden 500 --lstm.layers 2 --train.lr 2e-3"
+)
 EPOCHS = 8  # of a language model on the labelled examples' texts
 LEAST = 20  # steps, at least
 

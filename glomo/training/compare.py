@@ -32,9 +32,6 @@ from glomo.transfer.signal import transfer_effect
 class Ways:
     """The [compare] section: what is compared, and how often."""
 
-    of: Literal["finetune", "lm", "translate"] = "finetune"
-    """what is trained: classifiers, judged by their test error; language models or translators, by their validation
-    loss in nats a unit (ways with other units cannot be compared by it)"""
     ways: tuple[str, ...] = METHODS
     """each a tune.method (of translators "full"), with options behind it and a name before it where they are wanted,
     as in "at 2.6: full --tune.factor 2.6". In an option {labels} and {seed} are those of the run, {tune.init} and every
@@ -44,6 +41,9 @@ class Ways:
     """runs of each, with the seeds train.seed, train.seed + 1, ..."""
     labels: tuple[int, ...] = ()
     """of classifiers: numbers of labelled examples (0: all), each with every way and seed; none: data.labels"""
+    of: Literal["finetune", "lm", "translate"] = "finetune"
+    """what is trained: classifiers, judged by their test error; language models or translators, by their validation
+    loss in nats a unit (ways with other units cannot be compared by it)"""
 
     def __post_init__(self) -> None:
         check_range("compare.seeds", self.seeds, 1)
@@ -83,14 +83,14 @@ class CompareConfig(FinetuneConfig):
 class CompareLanguageConfig(LanguageConfig):
     """One of `glomo lm train` with that section."""
 
-    compare: Ways = field(default_factory=lambda: Ways("lm"))
+    compare: Ways = field(default_factory=lambda: Ways(of="lm"))
 
 
 @dataclass(frozen=True)
 class CompareTranslationConfig(TranslationConfig):
     """One of `glomo translate train` with that section."""
 
-    compare: Ways = field(default_factory=lambda: Ways("translate", ("full",)))
+    compare: Ways = field(default_factory=lambda: Ways(("full",), of="translate"))
 
 
 AnyConfig = FinetuneConfig | LanguageConfig | TranslationConfig

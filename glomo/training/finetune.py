@@ -179,7 +179,7 @@ def make_classifier(
         language.forget_above(encoder, config.tune.layers)
         vocabulary, backward = found.vocabulary, found.backward
     else:
-        vocabulary, backward = Vocabulary.build(texts, config.data.vocab_size), False
+        vocabulary, backward = Vocabulary.build(texts, config.data.vocab_size, config.data.min_count), False
         if settings.model == "lstm":
             lstm = dataclasses.replace(config.lstm.scaled(settings.drop_mult), vocab_size=len(vocabulary))
             encoder = LSTMLanguageModel(lstm)

@@ -103,17 +103,19 @@ def read_tasks(settings: Tasks, data: FinetuneData, tune: Tune, layers: str) -> 
     ]:
         try:
             train, test = (read_labelled(path, *columns), []) if path else labelled(LabelledData(dataset=name))
-            vocabulary = _vocabulary(settings, [text for text, _ in train], data.vocab_size)
+            vocabulary = _vocabulary(settings, [text for text, _ in train], data)
             found.append(OtherTask(name, label_names(train), train, test, vocabulary))
         except UserError as error:
             raise UserError(f"task {name!r} of [tasks]: {error}") from None
     return found
 
 
-def _vocabulary(settings: Tasks, texts: Sequence[str], size: int) -> AnyVocabulary | None:
+def _vocabulary(settings: Tasks, texts: Sequence[str], data: FinetuneData) -> AnyVocabulary | None:
     if settings.vocabulary == "shared":
         return None
-    return Vocabulary.build(texts, size) if settings.vocabulary == "words" else Subwords.train(texts, size)
+    if settings.vocabulary == "words":
+        return Vocabulary.build(texts, data.vocab_size, data.min_count)
+    return Subwords.train(texts, data.vocab_size)
 
 
 def about_tasks(found: Sequence[OtherTask], hidden: int) -> dict[str, dict[str, Any]]:

@@ -260,9 +260,9 @@ def test_language_models_and_translators_beside_each_other(of, tmp_path, monkeyp
 
 def test_what_is_compared(tmp_path, capsys):
     with pytest.raises(UserError, match=r"compare.labels is \(50,\), and compare.of 'lm', which has no labels"):
-        Ways("lm", labels=(50,))
+        Ways(of="lm", labels=(50,))
     with pytest.raises(UserError, match="'gradual-unfreeze' is no method"):
-        Ways("translate", ("gradual-unfreeze",))
+        Ways(("gradual-unfreeze",), of="translate")
     path = tmp_path / "recipe.toml"
     path.write_text('command = "compare"\n[compare]\nof = "lm"\n[classifier]\nhidden = 3\n')
     assert main(["compare", str(path)]) == 2

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import pytest
 import torch
 
 from glomo.cli.main import main
+from glomo.data import read_labelled, vocabulary_from_dict
+from glomo.data.vocabulary import split_words
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
 from glomo.training import checkpoint, language
+from glomo.training.distributed import World
 from glomo.training.document_classifier import DocumentClassifier, layer_patterns
 from glomo.training.documents import FinetuneData
-from glomo.training.finetune import finetune
+from glomo.training.finetune import finetune, prepare
 from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig
 from glomo.training.language import LanguageConfig, LanguageData, LanguageMethod, train_language_model
 from glomo.training.train_config import TrainConfig
@@ -189,6 +193,22 @@ def test_documents_longer_than_any_limit(tmp_path, language_models):
         model = load_classifier(tmp_path / kind)
         one, other = model.probabilities([long + " yes", long + " no"])
         assert not torch.equal(one, other)
+
+
+def test_rare_words_are_unknown(tmp_path):
+    """Of a new vocabulary: then there are unknown words to learn from."""
+    counts = Counter(word for text, _ in read_labelled(DATA.train) for word in split_words(text))
+    for least in (1, 3):
+        work = prepare(config(data=replace(DATA, min_count=least, length=0)), World(0, 1, torch.device("cpu")))
+        vocabulary = vocabulary_from_dict(work.task.meta["vocabulary"])
+        frequent = {word for word, count in counts.items() if count >= least and word.isalpha()}
+        assert {word for word in vocabulary.units()[2:] if word.isalpha()} == frequent
+        documents = [work.task.batches.batch(step) for step in range(len(work.task.batches))]
+        work.task.loss([n for batch in documents for n in batch], torch.Generator())[0].backward()
+        learned = work.model.language_model.encoder.embedding.weight.grad[vocabulary.unk_id]
+        assert bool(learned.any()) == (least == 3)
+    with pytest.raises(UserError, match=r"data\.min_count is 0"):
+        replace(DATA, min_count=0)
 
 
 @pytest.mark.parametrize(
