@@ -88,6 +88,8 @@ class Init:
     """run or checkpoint folder of a Transformer language model (`glomo lm`) of text in both languages, in place of
     random weights: its vocabulary is taken, and its layers start encoder and decoder. model.dim, heads, ff, norm,
     positions and kinds of attention must be as there; layers above its last start from random weights"""
+    weights: bool = True
+    """false: its vocabulary alone is taken, to see what the weights are worth"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
 
     world = set_up(config.train)
     model, settings = make_model(config, len(vocabulary))
-    if isinstance(found, LanguageModel) and isinstance(model, Transformer):
+    if config.init.weights and isinstance(found, LanguageModel) and isinstance(model, Transformer):
         try:
             initialise_from_language_model(model, found)
         except ValueError as error:

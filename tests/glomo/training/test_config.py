@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glomo.errors import UserError
-from glomo.training.compare import CompareConfig
+from glomo.training.compare import SCHEMAS
 from glomo.training.config import (
     Text,
     build,
@@ -179,7 +179,7 @@ def test_shipped_recipes_are_valid_and_resolve_to_themselves(name, tmp_path):
         "translate": TranslationConfig,
         "lm": LanguageConfig,
         "finetune": FinetuneConfig,
-        "compare": CompareConfig,
+        "compare": SCHEMAS[raw.get("compare", {}).get("of", "finetune")],
     }[raw["command"]]
     config = load_recipe(name, {}, schema, raw["command"])
     resolved = recipe(tmp_path, dump_toml(to_dict(config)))

@@ -135,8 +135,11 @@ def test_from_a_language_model(pairs, tmp_path, language_models):
         if name.startswith("decoder."):
             assert torch.equal(after[name.replace("decoder.", "encoder.")], value), name
             assert torch.equal(after[name.replace(".norms.1.", ".norms.2.")], value), name
-    train_translation(recipe(pairs, train={"lr": 0.0, "steps": 1}), tmp_path / "plain")
+    without = {**still, "init": {**still["init"], "weights": False}}
+    train_translation(recipe(pairs, **without), tmp_path / "plain")
+    assert load_translator(tmp_path / "plain").vocabulary.fingerprint == before.vocabulary.fingerprint
     new = checkpoint.load(tmp_path / "plain" / "final").weights
+    assert not torch.equal(new["embedding.weight"], before.weights["embedding.weight"])
     over = [name for name in new if ".over_memory." in name]
     assert over
     assert all(after[name].shape == new[name].shape and after[name].any() for name in over if "weight" in name)
