@@ -69,6 +69,21 @@ def read_pairs(path: PathLike, source_column: str = "source", target_column: str
     return _read_two(path, (source_column, target_column), "a source and a target")
 
 
+def read_table(path: PathLike) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a .csv or .tsv file whose columns its reader does not know: (the header, the rows, each behind the number of
+    its line).
+
+    Raises:
+        UserError: as :func:`read_texts`.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        kind = f"the extension {path.suffix!r}" if path.suffix else "no extension"
+        raise UserError(f"{path} has {kind}; a .csv or .tsv file is needed")
+    header, rows = _table(path, _decode(path))
+    return header, list(rows)
+
+
 def _read_two(path: PathLike, columns: tuple[str, str], needed: str) -> list[tuple[str, str]]:
     path = _checked(path, (".csv", ".tsv", ".jsonl"))
     examples = []
@@ -154,25 +169,37 @@ def _lines(content: str) -> list[str]:
 
 def _rows(path: Path, content: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, the values of the columns) for every row that is not blank."""
-    extension = path.suffix.lower()
-    if extension == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         yield from _json_rows(path, content, columns)
         return
-    reader = _csv_rows(path, content) if extension == ".csv" else _tsv_rows(content)
-    _, header = next(reader)
-    header = [name.strip() for name in header]
+    header, rows = _table(path, content)
     for column in columns:
         if column not in header:
             raise _no_column(path, column, header)
     places = [header.index(column) for column in columns]
-    for line, row in reader:
-        if len(row) != len(header):
-            hint = ", and a text with a comma or a line end needs quotes" if extension == ".csv" else ""
-            raise UserError(
-                f"{path}, line {line}: {len(row)} fields where the header has {len(header)}; they must be equally "
-                f"many{hint}"
-            )
+    for line, row in rows:
         yield line, [row[place] for place in places]
+
+
+def _table(path: Path, content: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """(the header, (line number, fields) of every row that is not blank), of a .csv or .tsv file."""
+    is_csv = path.suffix.lower() == ".csv"
+    reader = _csv_rows(path, content) if is_csv else _tsv_rows(content)
+    _, header = next(reader)
+    return [name.strip() for name in header], _as_long(path, reader, len(header), is_csv)
+
+
+def _as_long(
+    path: Path, rows: Iterator[tuple[int, list[str]]], length: int, is_csv: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows, each of them with as many fields as the header."""
+    for line, row in rows:
+        if len(row) != length:
+            hint = ", and a text with a comma or a line end needs quotes" if is_csv else ""
+            raise UserError(
+                f"{path}, line {line}: {len(row)} fields where the header has {length}; they must be equally many{hint}"
+            )
+        yield line, row
 
 
 def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, list[str]]]:
