@@ -31,7 +31,7 @@ class DocumentClassifier(nn.Module):
 
     Args:
         language_model: the encoder; its decoder serves the auxiliary loss.
-        classes: how many, or the length of the labels' vectors where `labels` makes logits of the head's.
+        classes: how many, or how many numbers the head gives where `labels` makes logits of them.
         hidden, dropouts: of `PoolingHead`.
         chunk: units read at a time.
         window: how many chunks of a document have gradients.
@@ -75,7 +75,7 @@ class DocumentClassifier(nn.Module):
         self.others: nn.ModuleDict | None = None  # heads of other tasks, while they learn along
         self.embeddings: nn.ModuleDict | None = None  # theirs, where they have units of their own
         self.old_head: nn.Module | None = None  # that of an older task, while it learns along
-        self.labels: nn.Module | None = None  # classes as vectors: what the head says -> logits
+        self.labels: nn.Module | None = None  # classes by [names]: what the head says -> logits
 
     def forward(self, units: Tensor, lengths: Tensor) -> Tensor:
         """units (B, T), padded behind their lengths (B,), at least 1 each -> logits (B, classes)."""

@@ -71,7 +71,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
             results |= {"tasks": work.tasks.figures(world.device)}
         if work.slices is not None:
             results |= {"slices": work.slices.figures(said, work.test.labels)}
-        if config.adapter and config.tune.init and not (config.slices.patterns or config.names.vectors):
+        if config.adapter and config.tune.init and not (config.slices.patterns or config.names.given):
             for name in BESIDE:
                 setattr(work.model, name, None)
             save_adapted(work.model, folder.path / FILE, about_adapted(work))
@@ -142,7 +142,7 @@ def prepare(config: FinetuneConfig, world: World) -> Work:
     meta |= {"others": along} if along else {}
     identity = {"vocabulary": vocabulary.fingerprint, "task": fingerprint("\t".join(e) for e in train_set + test_set)}
     identity |= objective.identity
-    if config.names.vectors:
+    if config.names.given:
         identity["names"] = named.fingerprint
     task = Task(model, batches, objective.loss, validate if held else None, meta, identity, "finetune")
     task.before_step, task.fill = objective.before_step, objective.fill

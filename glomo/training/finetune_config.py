@@ -123,6 +123,6 @@ def check_together(config: FinetuneConfig) -> None:
                 f"(tasks.vocabulary = {config.tasks.vocabulary!r}); give one of them"
             )
     config.slices.check(config.distil.teachers, config.unlabelled.tsa, config.classifier.smoothing)
-    if config.names.vectors:
+    if config.names.given:
         others = (bool(config.distil.teachers), config.unlabelled.method != "none", bool(config.slices.patterns))
         check_alone(config.names, *others, config.classifier.smoothing)

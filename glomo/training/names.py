@@ -1,4 +1,5 @@
-"""The [names] section of a recipe: labels are the vectors of their names, and classes without examples are known."""
+"""The [names] section of a recipe: labels are the vectors of their names, or their attributes, and classes without
+examples are known."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from glomo.data import label_names
 from glomo.data.vectors import read_vectors
 from glomo.errors import UserError
+from glomo.training.attribute_labels import AttributeLabels, attribute_tables
 from glomo.training.config import check_range, nearest
 from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import Documents, logits, probabilities
@@ -39,10 +41,13 @@ class Names:
     vectors: str = ""
     """word vectors of the labels' names: glove-50d, or a file of lines of a word and its numbers; empty: names are only
     names"""
-    method: Literal["devise", "hinge", "conse"] = "devise"
+    method: Literal["devise", "hinge", "conse", "attributes"] = "devise"
     """devise: the head's vector is to be nearer to its label's than to all others'; hinge: than to the nearest other in
     the batch, and labels go through a linear map that is learned; conse: a classifier as usual, whose most probable
-    classes say where among the vectors a text is"""
+    classes say where among the vectors a text is; attributes: the head says which attributes a text's class has"""
+    attributes: str = ""
+    """of attributes, in place of vectors: what each class is like, those without examples too: a .csv file whose header
+    is class and the attributes, with a row of 0 and 1 for each class; or trec-fine, which comes with glomo"""
     unseen: tuple[str, ...] = ()
     """classes that nothing is trained on, with commas between; they are tested on all their examples"""
     held_out: int = 0
@@ -61,17 +66,37 @@ class Names:
                 f"names.unseen has {len(self.unseen)} classes, and names.held_out draws {self.held_out}; give one of "
                 "them"
             )
-        if (self.unseen or self.held_out) and not self.vectors:
+        needed, other = ("attributes", "vectors") if self.method == "attributes" else ("vectors", "attributes")
+        if given := getattr(self, other):
+            raise UserError(
+                f"names.{other} is {given!r}, which names.method = {self.method!r} does not read; names.{needed} (now "
+                f"{getattr(self, needed)!r}) is needed alone"
+            )
+        if self.method == "attributes" and not self.attributes:
+            raise UserError(
+                "names.method is 'attributes', and names.attributes is empty; a .csv file of classes and their "
+                "attributes is needed, or a table that comes with glomo, such as trec-fine"
+            )
+        if (self.unseen or self.held_out) and not self.given:
             raise UserError("names.vectors is empty; classes that are not trained on need vectors, such as glove-50d")
 
+    @property
+    def given(self) -> str:
+        """The key that says what the classes are like, with its value; empty where none does."""
+        keys = ("vectors", "attributes")
+        return next((f"names.{key} is {getattr(self, key)!r}" for key in keys if getattr(self, key)), "")
+
     def tables(self, *groups: Sequence[str]) -> list[Tensor]:
-        """Vectors of length 1 for the names of each group, (names, dim). Raises UserError for a name without one."""
-        words = {part for group in groups for name in group for part in (name, *words_of(name))}
+        """For the names of each group their vectors of length 1, (names, dim), or signatures, (names, attributes).
+        Raises UserError for a name without one."""
         try:
+            if self.attributes:
+                return attribute_tables(self.attributes, groups)
+            words = {part for group in groups for name in group for part in (name, *words_of(name))}
             found = self._read(words | {word.lower() for word in words})
             return [label_vectors(group, found) for group in groups]
         except ValueError as error:
-            raise UserError(f"names.vectors is {self.vectors!r}: {error}") from None
+            raise UserError(f"{self.given}: {error}") from None
 
     def _read(self, words: set[str]) -> Mapping[str, Any]:
         if Path(self.vectors).suffix or "/" in self.vectors:
@@ -82,10 +107,10 @@ class Names:
 
 
 def check_alone(names: Names, distil: bool, unlabelled: bool, slices: bool, smoothing: float) -> None:
-    """Raises UserError where [distil], [unlabelled], [slices] or label smoothing is given beside vectors of names."""
+    """Raises UserError where [distil], [unlabelled], [slices] or label smoothing is given beside [names]."""
     others = {"distil.teachers": distil, "unlabelled.method": unlabelled, "slices.patterns": slices}
     for key in (key for key, given in others.items() if given):
-        raise UserError(f"names.vectors is {names.vectors!r}, which goes without {key}; give one of them")
+        raise UserError(f"{names.given}, which goes without {key}; give one of them")
     if smoothing and names.method != "conse":
         raise UserError(
             f"classifier.smoothing is {smoothing}, and the loss of names.method = {names.method!r} has none; set it to "
@@ -121,15 +146,25 @@ class LabelSpace(nn.Module):
             return max_hinge_loss(vectors, own, labels, self.settings.margin or 1.0)
         return devise_loss(vectors, self.table, labels, self.settings.margin or 0.1)
 
-    @contextmanager
-    def among(self, table: Tensor) -> Iterator[None]:
-        """Within it the labels are those of another table."""
-        seen = self.table
-        self.table = table.to(seen.device)
-        try:
-            yield
-        finally:
-            self.table = seen
+
+AnyLabels = LabelSpace | AttributeLabels
+
+
+def make_labels(settings: Names, classes: Sequence[str], table: Tensor) -> AnyLabels:
+    """What makes scores of these classes out of what the head says. ``table``: their rows of `Names.tables`."""
+    return AttributeLabels(classes, table) if settings.attributes else LabelSpace(settings, table)
+
+
+@contextmanager
+def _among(labels: AnyLabels, table: Tensor) -> Iterator[None]:
+    """Within it the labels are those of another table."""
+    name = "signatures" if isinstance(labels, AttributeLabels) else "table"
+    seen = labels.get_buffer(name)
+    setattr(labels, name, table.to(seen.device))
+    try:
+        yield
+    finally:
+        setattr(labels, name, seen)
 
 
 def name_scores(
@@ -140,9 +175,14 @@ def name_scores(
     names: Tensor,
     device: torch.device,
 ) -> Tensor:
-    """How near documents are to names, (documents, names), of a model that was trained on the ``seen`` ones."""
-    if isinstance(model.labels, LabelSpace):
-        with model.labels.among(names):
+    """How near documents are to names, (documents, names), of a model that was trained on the ``seen`` ones.
+
+    Raises UserError where the seen ones have other attributes than in the training.
+    """
+    if isinstance(model.labels, AttributeLabels):
+        model.labels.check_same(seen)
+    if isinstance(model.labels, AnyLabels):
+        with _among(model.labels, names):
             return logits(model, ids, device)
     return label_scores(conse_embedding(probabilities(model, ids, device), seen, settings.top), names, cosine=True)
 
@@ -150,7 +190,8 @@ def name_scores(
 class NamedTask:
     """A task in two parts: the classes that are trained on, and those that are kept from it (none without [names]).
 
-    Raises UserError where a class has no vector, where an unseen class is none, and where fewer than two are left.
+    Raises UserError where a class has no vector (or no attributes), where an unseen class is none, and where fewer than
+    two are left.
     """
 
     def __init__(self, settings: Names, train: Labelled, test: Labelled, seed: int) -> None:
@@ -162,7 +203,7 @@ class NamedTask:
         if not self.test:
             raise UserError("the test examples are all of the classes in names.unseen; the others are tested as well")
         self.classes = [*self.seen, *self.unseen]
-        self.table = settings.tables(self.classes)[0] if settings.vectors else torch.empty(len(self.classes), 0)
+        self.table = settings.tables(self.classes)[0] if settings.given else torch.empty(len(self.classes), 0)
 
     @property
     def seen_table(self) -> Tensor:
@@ -171,8 +212,8 @@ class NamedTask:
 
     @property
     def in_space(self) -> bool:
-        """Whether the classifier says vectors; else it says logits of the seen classes."""
-        return bool(self.settings.vectors) and self.settings.method != "conse"
+        """Whether the classifier says vectors or attributes; else it says logits of the seen classes."""
+        return bool(self.settings.given) and self.settings.method != "conse"
 
     @property
     def outputs(self) -> int:
@@ -181,14 +222,14 @@ class NamedTask:
 
     @property
     def fingerprint(self) -> str:
-        """Of the names with their vectors, and of the examples that are kept back."""
+        """Of the names with their rows, and of the examples that are kept back."""
         rows = [f"{name} {row.tolist()}" for name, row in zip(self.classes, self.table, strict=True)]
         return fingerprint([*rows, *("\t".join(e) for e in self.withheld)])
 
     def insert(self, model: DocumentClassifier) -> None:
         """Make the seen labels a part of a classifier with so many `outputs`."""
         if self.in_space:
-            model.labels = LabelSpace(self.settings, self.seen_table)
+            model.labels = make_labels(self.settings, self.seen, self.seen_table)
 
     def figures(
         self, model: DocumentClassifier, test: Documents, withheld: Documents, device: torch.device

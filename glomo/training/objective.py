@@ -17,7 +17,7 @@ from glomo.training.document_classifier import DocumentClassifier
 from glomo.training.documents import Documents
 from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.loop import Batches
-from glomo.training.names import LabelSpace
+from glomo.training.names import AnyLabels
 from glomo.training.old_head import OldHead
 from glomo.training.old_predictions import OldPredictions
 from glomo.training.slices import SlicedExamples
@@ -139,7 +139,7 @@ class Objective(nn.Module):
         if self.slices is not None:
             return self.slices.loss(model, features, labels, indices)
         logits = model.head(features)
-        if isinstance(model.labels, LabelSpace):
+        if isinstance(model.labels, AnyLabels):
             return model.labels.loss(logits, labels)
         if self.teachers is not None:
             return self.teachers.loss(logits, labels, indices)

@@ -31,7 +31,7 @@ class OldHead(nn.Module):
         before = old.model
         if before.labels is not None:
             raise UserError(
-                f"close.method is 'lwf', and the classifier in {init} has vectors of names; one without is needed"
+                f"close.method is 'lwf', and the classifier in {init} has labels of [names]; one without is needed"
             )
         if (before.mix is None) != (model.mix is None):
             own, given = ("last" if one.mix is None else "mix" for one in (model, before))

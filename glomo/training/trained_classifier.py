@@ -23,7 +23,7 @@ from glomo.training.documents import figures_of, probabilities, units_of
 from glomo.training.finetune_config import ClassifierConfig
 from glomo.training.language_model import language_model
 from glomo.training.models import OF_UNITS, load_language_weights, model_in
-from glomo.training.names import LabelSpace, Names, name_scores
+from glomo.training.names import Names, make_labels, name_scores
 from glomo.training.slices import Slices, insert_slices
 from glomo.training.texts import task_name
 from glomo.transfer.structure import about_adapters, load_adapters
@@ -42,7 +42,7 @@ class TrainedClassifier:
     backward: bool
     """it reads from the end to the beginning"""
     names: Names = field(default_factory=Names)
-    """vectors of its labels"""
+    """vectors or attributes of its labels"""
     task: str = ""
     """what it was trained on"""
     head: dict[str, Any] = field(default_factory=dict)
@@ -56,8 +56,10 @@ class TrainedClassifier:
         model, on = self.model.to(device), torch.device(device)
         if not names:
             return probabilities(model, ids, on)
-        if not self.names.vectors:
-            raise UserError(f"{self.path} knows its classes only; names need a run with names.vectors")
+        if not self.names.given:
+            raise UserError(
+                f"{self.path} knows its classes only; names need a run with names.vectors or names.attributes"
+            )
         seen, others = self.names.tables(self.classes, names)
         return name_scores(self.names, model, ids, seen, others, on).softmax(-1)
 
@@ -94,7 +96,7 @@ class TrainedEnsemble:
         """The most probable class of each text; or, of runs with [names], the nearest of these names, which may be of
         classes that training had no example of.
 
-        Raises UserError for names without vectors, and where a run has none.
+        Raises UserError for names without vectors or attributes, and where a run has none.
         """
         if not texts:
             return []
@@ -157,10 +159,10 @@ def load_one(path: str | Path, order: Sequence[str] = ("final", "best"), task: s
         else:
             encoder = LanguageModel(TransformerConfig.from_dict(settings))
         classes = [str(name) for name in meta["classes"]]
-        names, table = Names(**config.get("names", {})), weights.get("labels.table")
+        names, table = Names(**config.get("names", {})), weights.get("labels.table", weights.get("labels.signatures"))
         outputs = len(classes) if table is None else table.size(1)
         model = DocumentClassifier(encoder, outputs, **ClassifierConfig(**config["classifier"]).of_model())
-        model.labels = None if table is None else LabelSpace(names, table)
+        model.labels = None if table is None else make_labels(names, classes, table)
         insert_adapters(Adapters(**config.get("adapter", {})), model)
         insert_slices(Slices(**config.get("slices", {})), model)
         model.load_state_dict({name: t for name, t in weights.items() if name.partition(".")[0] not in BESIDE})

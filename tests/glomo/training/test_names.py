@@ -1,4 +1,5 @@
-"""Labels as vectors of their names in `glomo finetune`: against the formulas in numpy, on colours and things."""
+"""Labels as vectors of their names, or by attributes, in `glomo finetune`: against the formulas in numpy, on colours
+and things."""
 
 import json
 from dataclasses import replace
@@ -27,6 +28,7 @@ COLOURS = {"red": ("rose", "blood"), "blue": ("sky", "sea"), "green": ("grass", 
 THINGS = {"ball": ("rolls", "bounces"), "car": ("drives", "brakes"), "bird": ("sings", "flies")}
 CLASSES = sorted(f"{colour} {thing}" for colour in COLOURS for thing in THINGS)
 WORDS = {word: np.eye(6)[n] + 0.1 * np.eye(6)[n - 1] for n, word in enumerate([*COLOURS, *THINGS])}
+ATTRIBUTES = [*COLOURS, *THINGS, "coloured"]  # all classes of the data have the last one
 UNSEEN = ("blue car", "red bird")
 SEEN = [name for name in CLASSES if name not in UNSEEN]
 TRAIN = TrainConfig(
@@ -35,7 +37,7 @@ TRAIN = TrainConfig(
 LSTM = AWDLSTMConfig.preset("tiny", dim=16, hidden=16).scaled(0)
 FREE = replace(LSTM, activation_reg=0.0, temporal_reg=0.0)
 TRAINING, TESTING = (185, 0), (50, 1)  # how many, and the seed; some classes have one more than others
-METHODS = ["devise", "hinge", "conse"]
+METHODS = ["devise", "hinge", "conse", "attributes"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,11 +66,20 @@ def data(tmp_path_factory):
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     rows = [" ".join([word, *map(str, row)]) for word, row in WORDS.items()]
     (folder / "vectors.txt").write_text("\n".join(rows) + "\n")
+    rows = [",".join([name, *map(str, signature(name))]) for name in ["car", *reversed(CLASSES)]]
+    (folder / "attributes.csv").write_text("\n".join([",".join(["class", *ATTRIBUTES]), *rows]) + "\n")
     return folder
 
 
+def signature(name):
+    return [int(attribute in name or (attribute == "coloured" and " " in name)) for attribute in ATTRIBUTES]
+
+
 def config(data, train=TRAIN, task=None, lstm=LSTM, classifier=None, **names):
-    section = Names(**{"vectors": str(data / "vectors.txt"), "unseen": UNSEEN, **names})
+    tables = {"vectors": str(data / "vectors.txt")}
+    if names.get("method") == "attributes":
+        tables = {"attributes": str(data / "attributes.csv")}
+    section = Names(**{**tables, "unseen": UNSEEN, **names})
     classifier = classifier or ClassifierConfig(drop_mult=0.0, hidden=12, dropout=0.0, dropout_last=0.0)
     task = task or FinetuneData(str(data / "train.csv"), str(data / "test.csv"))
     return FinetuneConfig(task, classifier, lstm=lstm, train=train, names=section)
@@ -109,6 +120,14 @@ def said_by_the_head(model, vocabulary, examples):
 
 def nearness(method, said, labels, weight=None, top=10):
     """Scores of labels, by the formulas of the papers."""
+    if method == "attributes":
+        p, prior = 1 / (1 + np.exp(-said)), np.mean([signature(name) for name in SEEN], axis=0)
+        prior[-1] = 0.5  # all have it
+        odds = [
+            [p[:, m] / prior[m] if has else (1 - p[:, m]) / (1 - prior[m]) for m, has in enumerate(signature(name))]
+            for name in labels
+        ]
+        return np.log(odds).sum(1).T
     table = np.array([unit(name) for name in labels])
     if method == "devise":
         return said @ table.T
@@ -164,8 +183,8 @@ def test_the_figures_by_hand(trained, method):
     assert loaded.classes == SEEN
     assert loaded.predict([t for t, _ in unseen], names=UNSEEN) == chosen(unseen, UNSEEN)
     assert loaded.predict([], names=UNSEEN) == []
-    few, others = [t for t, _ in examples[:3]], ["car", "blue ball", "Green"]
-    expected = np.exp(scores(examples[:3], ["car", "blue ball", "green"]))
+    few, others = [t for t, _ in examples[:3]], ["car", "blue ball", "red bird" if method == "attributes" else "Green"]
+    expected = np.exp(scores(examples[:3], [name.lower() for name in others]))
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(loaded.probabilities(few, names=others).numpy(), expected, atol=1e-5)
     assert set(loaded.predict(few, names=others)) <= set(others)
@@ -174,6 +193,10 @@ def test_the_figures_by_hand(trained, method):
 
 
 def loss_by_hand(method, said, weight, labels, margin):
+    if method == "attributes":
+        p = 1 / (1 + np.exp(-said))
+        right = np.array([signature(SEEN[label]) for label in labels])
+        return -np.mean(np.log(np.where(right, p, 1 - p)))
     own = [said[n] @ (weight @ unit(SEEN[label])) for n, label in enumerate(labels)]
     total = 0.0
     for n, label in enumerate(labels):
@@ -186,7 +209,10 @@ def loss_by_hand(method, said, weight, labels, margin):
     return total / len(labels)
 
 
-@pytest.mark.parametrize(("method", "margin", "means"), [("devise", 0, 0.1), ("devise", 0.7, 0.7), ("hinge", 0, 1.0)])
+@pytest.mark.parametrize(
+    ("method", "margin", "means"),
+    [("devise", 0, 0.1), ("devise", 0.7, 0.7), ("hinge", 0, 1.0), ("attributes", 0, None)],
+)
 def test_the_loss_by_hand(data, method, margin, means):
     torch.manual_seed(0)
     task = FinetuneData(str(data / "train.csv"), str(data / "test.csv"), valid=0.0)  # all, in the file's order
@@ -210,22 +236,25 @@ def test_classes_without_examples_are_found(trained):
     assert results["zero_shot"]["accuracy"] > 0.8
 
 
-def test_nothing_of_an_unseen_class_is_learned_from(tmp_path, data):
+@pytest.mark.parametrize("method", ["devise", "attributes"])
+def test_nothing_of_an_unseen_class_is_learned_from(tmp_path, data, method):
     """Other texts in their place, in both files, give the same weights; the figures are of the seen classes."""
     for name in ("train", "test"):
         lines = (data / f"{name}.csv").read_text().splitlines()
         swapped = [f"never heard,{line.split(',')[1]}" if line.endswith(UNSEEN) else line for line in lines]
         (tmp_path / f"{name}.csv").write_text("\n".join(swapped) + "\n")
     other = FinetuneData(str(tmp_path / "train.csv"), str(tmp_path / "test.csv"))
-    one, two = finetune(config(data), tmp_path / "one"), finetune(config(data, task=other), tmp_path / "two")
+    one = finetune(config(data, method=method), tmp_path / "one")
+    two = finetune(config(data, task=other, method=method), tmp_path / "two")
     first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert one["test_accuracy"] == two["test_accuracy"]
     assert one["valid_accuracy"] == two["valid_accuracy"]
     assert one["examples"] == 130  # nine tenths of 144
-    np.testing.assert_allclose(first["labels.table"].numpy(), [unit(name) for name in SEEN], atol=1e-6)
-    plain = finetune(config(data, unseen=()), tmp_path / "plain")
+    row, key = (signature, "signatures") if method == "attributes" else (unit, "table")
+    np.testing.assert_allclose(first[f"labels.{key}"].numpy(), [row(name) for name in SEEN], atol=1e-6)
+    plain = finetune(config(data, method=method, unseen=()), tmp_path / "plain")
     assert plain["examples"] == 167
     assert "zero_shot" not in plain
 
@@ -253,14 +282,29 @@ def test_a_class_of_the_test_file_alone(tmp_path, data):
         finetune(config(data, task=task, unseen=("blue car",)), tmp_path / "other")
 
 
-def test_a_run_goes_on_with_its_own_vectors(tmp_path, data):
-    rows = (data / "vectors.txt").read_text()
-    (tmp_path / "vectors.txt").write_text(rows)
-    made = config(data, vectors=str(tmp_path / "vectors.txt"))
+@pytest.mark.parametrize(
+    ("key", "file", "change"),
+    [
+        ("vectors", "vectors.txt", ("red 1.0", "red 2.0")),
+        ("attributes", "attributes.csv", ("red ball,1,0,0,1,0,0,1", "red ball,1,0,0,1,0,0,0")),
+    ],
+)
+def test_a_run_goes_on_with_its_own_table(tmp_path, data, key, file, change):
+    rows = (data / file).read_text()
+    (tmp_path / file).write_text(rows)
+    method = "attributes" if key == "attributes" else "devise"
+    made = config(data, method=method, **{key: str(tmp_path / file)})
     finetune(made, tmp_path / "run")
-    (tmp_path / "vectors.txt").write_text(rows.replace("red 1.0", "red 2.0"))
+    assert change[0] in rows
+    (tmp_path / file).write_text(rows.replace(*change))
     with pytest.raises(UserError, match=r"was made with another names"):
         finetune(replace(made, train=replace(TRAIN, steps=7)), tmp_path / "run")
+    if key == "attributes":  # nor are others' names compared by another table than that of the training
+        sentence = (
+            "the class 'red ball' has the attributes 1001000 in names.attributes, and had 1001001 when the classifier"
+        )
+        with pytest.raises(UserError, match=sentence):
+            load_classifier(tmp_path / "run").predict(["sky"], names=["blue car", "car"])
 
 
 def test_on_the_command_line(tmp_path, data, capsys):
@@ -296,6 +340,26 @@ def test_on_the_command_line(tmp_path, data, capsys):
         ({"vectors": "trec"}, "the data set 'trec' holds labelled, where vectors are needed, such as glove-50d"),
         ({"held_out": 2}, "names.unseen has 2 classes, and names.held_out draws 2; give one of them"),
         ({"vectors": ""}, "names.vectors is empty; classes that are not trained on need vectors"),
+        (
+            {"attributes": "trec-fine"},
+            r"'trec-fine', which .* 'devise' does not read; names.vectors \(now '.*vectors.txt",
+        ),
+        (
+            {"method": "attributes", "vectors": "glove-50d"},
+            r"names.vectors is 'glove-50d', which .* 'attributes' does not read; names.attributes \(now '.*csv",
+        ),
+        (
+            {"method": "attributes", "attributes": "", "unseen": ()},
+            r"names.method is 'attributes', and names.attributes is empty; a .csv file .* such as trec-fine",
+        ),
+        (
+            {"method": "attributes", "attributes": "nowhere.csv"},
+            "names.attributes is 'nowhere.csv': nowhere.csv does not exist",
+        ),
+        (
+            {"method": "attributes", "attributes": "trec-fine"},
+            "names.attributes is 'trec-fine': there is no row for the class 'blue ball'; ",
+        ),
         ({"margin": -1}, "names.margin is -1"),
         ({"top": 0}, "names.top is 0"),
         ({"held_out": -1}, "names.held_out is -1"),
@@ -328,16 +392,19 @@ def test_labels_without_a_vector(tmp_path, data):
     with pytest.raises(UserError, match=r"the test examples are all of the classes in names.unseen"):
         finetune(config(data, task=only), tmp_path / "run")
     finetune(replace(config(data), names=Names()), tmp_path / "plain")
-    with pytest.raises(UserError, match=r"plain knows its classes only; names need a run with names.vectors"):
+    with pytest.raises(
+        UserError, match=r"plain knows its classes only; names need a run with names.vectors or names.attr"
+    ):
         load_classifier(tmp_path / "plain").predict(["sky"], names=["blue"])
     finetune(config(data), tmp_path / "named")
     with pytest.raises(UserError, match=r"the label 'yellow' has no vector"):
         load_classifier(tmp_path / "named").predict(["sky"], names=["blue", "yellow"])
 
 
-def test_a_head_of_vectors_is_no_old_head(tmp_path, data):
+@pytest.mark.parametrize("method", ["devise", "attributes"])
+def test_a_head_of_names_is_no_old_head(tmp_path, data, method):
     """Learning without forgetting needs logits of an older head."""
-    finetune(config(data, replace(TRAIN, steps=1), method="devise"), tmp_path / "named")
+    finetune(config(data, replace(TRAIN, steps=1), method=method), tmp_path / "named")
     plain = replace(config(data), names=Names(), tune=Tune(str(tmp_path / "named")), close=Close("lwf", 1.0))
-    with pytest.raises(UserError, match="has vectors of names; one without is needed"):
+    with pytest.raises(UserError, match=r"has labels of \[names\]; one without is needed"):
         finetune(plain, tmp_path / "out")

@@ -323,6 +323,7 @@ def consolidated(tmp_path_factory, language_models):
         "slices",
         "devise",
         "hinge",
+        "attributes",
     ],
 )
 def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher, consolidated, technique):
@@ -338,6 +339,8 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
     vectors.write_text(
         "".join(f"{word} {n} {n * n} 1\n" for n, word in enumerate(["as", "you", "like", "it", "hamlet"]))
     )
+    table = tmp_path / "attributes.csv"
+    table.write_text("class,comedy,short\nHamlet,0,0\nAs You Like It,1,0\nMacbeth,0,1\n")
     sections = {
         "bottleneck": {"adapter": Adapters("bottleneck", size=3)},
         "lora": {"adapter": Adapters("lora", r=2)},
@@ -358,6 +361,7 @@ def test_a_death_changes_nothing(tmp_path, monkeypatch, language_models, teacher
         "slices": {"slices": Slices(("questions: \\?$", "mine: I"))},
         "devise": {"names": Names(str(vectors))},
         "hinge": {"names": Names(str(vectors), "hinge", margin=0.5)},
+        "attributes": {"names": Names(method="attributes", attributes=str(table))},
     }[technique]
     made = config(init, **sections)
     finetune(made, tmp_path / "whole")
