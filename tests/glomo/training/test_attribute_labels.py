@@ -9,6 +9,7 @@ import torch
 
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
+from glomo.training.adapted import Adapters
 from glomo.training.attribute_labels import AttributeLabels
 from glomo.training.compare import CompareConfig
 from glomo.training.config import load_recipe
@@ -19,6 +20,7 @@ from glomo.training.finetune_config import ClassifierConfig, FinetuneConfig, che
 from glomo.training.names import Names
 from glomo.training.train_config import TrainConfig
 from glomo.training.trained_classifier import load_classifier
+from glomo.training.tune import Tune
 
 COLOURS, SHAPES = ("red", "blue", "green", "black", "white"), ("ring", "cube", "star", "cone", "disc")
 UNSEEN = tuple(f"{colour} {shape}" for colour, shape in zip(COLOURS, SHAPES, strict=True))
@@ -97,6 +99,15 @@ def test_names_without_a_row(tmp_path, data):
     ):
         with pytest.raises(UserError, match=r"^names.attributes is '.*table.csv': " + sentence):
             loaded.predict(["redish"], names=names)
+
+
+def test_adapters_are_not_written_alone(tmp_path, data):
+    """A file of them has no labels."""
+    finetune(config(data, replace(TRAIN, steps=1)), tmp_path / "first")
+    made = replace(config(data, replace(TRAIN, steps=1)), tune=Tune(str(tmp_path / "first")), adapter=Adapters("lora"))
+    finetune(made, tmp_path / "second")
+    assert not (tmp_path / "second" / "adapters.safetensors").exists()
+    assert len(load_classifier(tmp_path / "second").predict(["redish cubes"], names=UNSEEN)) == 1
 
 
 def test_sections_that_do_not_go_together(data):
