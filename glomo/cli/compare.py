@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> int:
 def _of(argv: Sequence[str]) -> str:
     """What is trained, on which the recipe's other sections depend; "" where nothing says it."""
     arguments = split_arguments(argv)
-    said = read_recipe(arguments.positional[0]).get("compare", {}) if arguments.positional else {}
-    return str(arguments.options.get("compare.of") or said.get("of", ""))
+    said = read_recipe(arguments.positional[0]).get("compare") if arguments.positional else None
+    return arguments.options.get("compare.of") or str(said.get("of", "") if isinstance(said, dict) else "")
 
 
 def _summary(results: dict[str, Any], out: Path) -> str:

@@ -10,6 +10,7 @@ from glomo.data.vocabulary import PAD, UNK, vocabulary_fingerprint
 from glomo.errors import UserError
 
 SMALLEST = 258  # padding, unknown and the 256 bytes
+BEGINS = "Ġ"  # stands for the space before a word, in the pieces that begin one
 
 
 def _library() -> Any:

@@ -117,6 +117,8 @@ def compare(config: AnyCompareConfig, out: Path) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`glomo compare` runs alone: its figures are seconds and memory of one process")
     sections, of = to_dict(config), config.compare.of
+    for key in (key for key in ("valid_units", "valid_pairs") if sections["data"].get(key) == 0):
+        raise UserError(f"data.{key} is 0; ways of {of} are compared by their validation, which needs at least 1")
     schema, command = RUNS[of]
     plain = {name: content for name, content in sections.items() if name != "compare"}
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
@@ -254,7 +256,11 @@ def curves(results: Mapping[str, Any], out: Path) -> dict[str, dict[int, list[fl
     return found
 
 
-EQUAL = ("train.steps", "train.batch_size", "train.seed", "data.labels", "data.valid", "names.unseen", "names.held_out")
+EQUAL = (
+    *("train.steps", "train.batch_size", "train.batch_tokens", "train.seed"),
+    *("data.labels", "data.valid", "data.valid_units", "data.valid_pairs", "data.max_length", "data.swap"),
+    *("names.unseen", "names.held_out"),
+)
 """What no way may change: the budget, and which examples it is spent on."""
 ZERO_SHOT = ("accuracy", "chance", "seen", "unseen", "harmonic")
 """What is told of the classes that no run was trained on."""
@@ -325,8 +331,8 @@ def _run(
 
 
 def _task(data: Mapping[str, Any]) -> str:
-    files = [data["train"]] if "train" in data else data.get("text") or data.get("pairs") or [""]
-    return str(data["dataset"] or Path(files[0]).name)
+    files = [data["train"]] if "train" in data else [*data.get("text", ()), *data.get("pairs", ())]
+    return Path(files[0]).name if files and files[0] else str(data["dataset"])
 
 
 def _slug(text: str) -> str:

@@ -28,10 +28,10 @@ class FinetuneData(LabelledData):
     length: int = 0
     """units after which a document is cut; 0: it is read to its end, however long"""
     vocab_size: int = 20_000
-    """most words in the vocabulary, without tune.init"""
+    """most words in the vocabulary without tune.init, most units in those of tasks.vocabulary"""
     min_count: int = 1
-    """rarer words are unknown ones, without tune.init; with 1 training has no unknown word, and the test's mean
-    nothing to the classifier"""
+    """rarer words are unknown ones, in these vocabularies of words; with 1 training has no unknown word, and the test's
+    mean nothing to the classifier"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

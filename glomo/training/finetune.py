@@ -53,6 +53,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
     if world.rank:
         return train(work.task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
+        finished = folder.final.exists()
         row = train(work.task, config.train, folder, world)
         work.model.load_state_dict(checkpoint.load(folder.final).weights)
         said = probabilities(work.model, work.test.ids, world.device)
@@ -75,7 +76,7 @@ def finetune(config: FinetuneConfig, out: Path) -> dict[str, Any]:
             for name in BESIDE:
                 setattr(work.model, name, None)
             save_adapted(work.model, folder.path / FILE, about_adapted(work))
-        return write_results(folder.path, results, memory)
+        return write_results(folder.path, results, None if finished else memory)
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ def check_together(config: FinetuneConfig) -> None:
             "tune.method = 'sequential'": config.tune.method == "sequential",
             "close.method = 'outputs'": config.close.method == "outputs",
         }
+        if config.tune.method == "chain-thaw":
+            raise UserError(
+                "tune.method is 'chain-thaw', in whose stages one layer learns at a time, and with tasks.vocabulary = "
+                f"{config.tasks.vocabulary!r} the embedding is none of the other tasks'; give one of them"
+            )
         for name in (name for name, given in asked.items() if given):
             raise UserError(
                 f"{name} asks for the language model's own predictions, which it has not of units of others "

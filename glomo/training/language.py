@@ -19,6 +19,7 @@ from glomo.nn.awd_lstm import AWDLSTMConfig, LSTMLanguageModel, State
 from glomo.nn.embedded import PAD
 from glomo.nn.transformer import LanguageModel
 from glomo.nn.transformer_config import TransformerConfig
+from glomo.training import checkpoint
 from glomo.training.close import Close, check_learns, check_whole, make_penalty, with_penalty
 from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.distributed import World, is_first
@@ -164,9 +165,13 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
         return train(task, config.train, None, world)
     size, memory = model_sizes(model, task.groups, task.stages), PeakMemory(world.device)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
+        finished = folder.final.exists()
         row = train(task, config.train, folder, world)
-        results = {**of_last(row), "examples": len(units) - 1, **size, "budget": config.train.steps}
-        write_results(folder.path, results, memory)
+        results: dict[str, Any] = {**of_last(row), "examples": len(units) - 1, **size, "budget": config.train.steps}
+        if task.validate and not config.train.shard:  # a stage may have gone back to weights before the last row's
+            model.load_state_dict(checkpoint.load(folder.final).weights)
+            results |= task.validate()
+        write_results(folder.path, results, None if finished else memory)
         return row
 
 

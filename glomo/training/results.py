@@ -16,10 +16,11 @@ from glomo.training.staging import MakeStages, Patterns, Staging
 FILE = "results.json"
 
 
-def write_results(folder: Path, results: Mapping[str, Any], memory: PeakMemory) -> dict[str, Any]:
-    """Write them into a run's folder, with "memory": bytes at the highest moment. Returns what was written."""
-    kept, taken = folder / FILE, memory.bytes()
-    if kept.exists():  # a finished run that was called again has taken none
+def write_results(folder: Path, results: Mapping[str, Any], memory: PeakMemory | None) -> dict[str, Any]:
+    """Write them into a run's folder, with "memory": bytes at the highest moment, or what a former call has written
+    there, None without both. ``memory`` is None where the run was finished before. Returns what was written."""
+    kept, taken = folder / FILE, memory.bytes() if memory else None
+    if kept.exists():
         taken = json.loads(kept.read_bytes()).get("memory")
     found = {**results, "memory": taken}
     replace_file(kept, (json.dumps(found, indent=1) + "\n").encode())

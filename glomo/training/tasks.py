@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, BucketBatches, Subwords, Vocabulary, label_names, read_labelled
+from glomo.data.subwords import BEGINS
 from glomo.errors import UserError
 from glomo.nn.embedded import PAD
 from glomo.training.config import check_range
@@ -28,6 +29,7 @@ from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune
 from glomo.transfer.signal import TaskSampler, annealed_alpha, weighted_loss
 from glomo.transfer.signal.multitask import modules_by_task
+from glomo.transfer.structure.insertion import adapters
 from glomo.transfer.vocabulary import converted_rows
 
 OWN = ""
@@ -205,7 +207,12 @@ class OtherTasks:
             raise UserError(f"tasks.train: {error}") from None
         if settings.vocabulary != "shared":
             table = reader(model.language_model).embedding
-            units = vocabulary.units() if pretrained else None
+            if adapters(table):
+                raise UserError(
+                    "adapter.where names the embedding, and with tasks.vocabulary = "
+                    f"{settings.vocabulary!r} the other tasks have embeddings of their own; give one of them"
+                )
+            units = vocabulary if pretrained else None
             model.embeddings = nn.ModuleDict(
                 {t.name: _embedding(t.vocabulary or vocabulary, table, units) for t in found}
             )
@@ -225,6 +232,8 @@ class OtherTasks:
         units, lengths, labels = self.train[name].tensors([document - first for document in documents], device)
         with reads(self.model, name):
             features, extra = self.model.pooled(units, lengths, auxiliary, predictions)
+        if predictions is not None:
+            predictions.noted["penalty"] *= self.settings.weight
         logits = self.model.others[name](features)
         value = extra + F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         weights = dict.fromkeys(self.train, self.settings.weight)
@@ -267,11 +276,21 @@ def reads(model: DocumentClassifier, task: str) -> Iterator[None]:
         part.embedding = own
 
 
-def _embedding(vocabulary: AnyVocabulary, model: nn.Embedding, units: Sequence[str] | None) -> nn.Embedding:
-    """One for another vocabulary, from a language model's and the names of its rows; None: drawn as wide as it."""
+def _embedding(vocabulary: AnyVocabulary, model: nn.Embedding, units: AnyVocabulary | None) -> nn.Embedding:
+    """One for another vocabulary, from a language model's and the units of its rows; None: drawn as wide as it."""
     table = nn.Embedding(len(vocabulary) + 1, model.embedding_dim, padding_idx=PAD)
     if units is None:
         nn.init.normal_(table.weight[PAD + 1 :].data, std=float(model.weight.detach().std()))
     else:
-        table.weight.data.copy_(converted_rows(model.weight, [*units, END], [*vocabulary.units(), END]))
+        mixed = type(units) is not type(vocabulary)
+        old, new = ([*(_words(v) if mixed else v.units()), END] for v in (units, vocabulary))
+        table.weight.data.copy_(converted_rows(model.weight, old, new))
     return table
+
+
+def _words(vocabulary: AnyVocabulary) -> list[str]:
+    """The units, of subwords those that begin a word as that word, and the others as no word is called."""
+    units = vocabulary.units()
+    if not isinstance(vocabulary, Subwords):
+        return units
+    return [unit.removeprefix(BEGINS) if unit.startswith(BEGINS) else f"\1{unit}" for unit in units]

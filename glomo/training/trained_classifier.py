@@ -180,6 +180,8 @@ def _of_other_task(found: Checkpoint, task: str) -> tuple[dict[str, Any], dict[s
     others: dict[str, Any] = found.meta.get("others", {})
     if task not in others:
         along = f"of {', '.join(others)}" if others else "of no other task"
+        if not others and any(name.startswith(("others.", "old_head.")) for name in found.weights):
+            along = "that an older version has kept without their classes; the run has to be trained again"
         raise UserError(f"there is no head of the task {task!r} beside its own; there are heads {along}")
     other, meta = others[task], dict(found.meta)
     config = {**meta["config"], "names": {}, "slices": other["head"]["slices"]}

@@ -91,6 +91,10 @@ class Init:
     weights: bool = True
     """false: its vocabulary alone is taken, to see what the weights are worth"""
 
+    def __post_init__(self) -> None:
+        if not (self.weights or self.model):
+            raise UserError("init.weights is false, which takes the vocabulary of init.model alone; that is empty")
+
 
 @dataclass(frozen=True)
 class TranslationConfig:
@@ -172,12 +176,16 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
         if len(fitting) < len(training):
             left = f"{len(training) - len(fitting):,} of {len(training):,} pairs"
             print(f"{left} are left out: longer than data.max_length, or without a unit", flush=True)
+        finished = folder.final.exists()
         row = train(task, config.train, folder, world)
         newest = checkpoint.step_folders(folder.checkpoints)[-config.method.average :]
         if config.method.average > 1:
             checkpoint.save(folder.final, checkpoint.average(newest), None, {"step": row["step"], **meta})
-        results = {**of_last(row), "examples": len(fitting), **size, "budget": config.train.steps}
-        write_results(folder.path, results, memory)
+        results: dict[str, Any] = {**of_last(row), "examples": len(fitting), **size, "budget": config.train.steps}
+        if held and config.method.average > 1 and not config.train.shard:
+            model.load_state_dict(checkpoint.load(folder.final).weights)
+            results |= validate()
+        write_results(folder.path, results, None if finished else memory)
         return row
 
 

@@ -222,7 +222,7 @@ max_length = 32
 
 @pytest.mark.parametrize("of", OTHERS)
 def test_language_models_and_translators_beside_each_other(of, tmp_path, monkeypatch, capsys):
-    """By the validation loss of the weights that each run has kept."""
+    """By their validation loss."""
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
     monkeypatch.chdir(tmp_path)
     pairs = "".join(f"{a} {b}\t{b.upper()} {a.upper()}\n" for a in "abcdefghij" for b in "klmnopqrst")
@@ -252,6 +252,7 @@ def test_language_models_and_translators_beside_each_other(of, tmp_path, monkeyp
         assert row["std"] == pytest.approx(statistics.stdev(losses[row["way"]]))
     lines = first.splitlines()
     assert "validation loss" in lines[0]
+    assert results["task"] == {"lm": "hamlet-act-1.txt", "translate": "pairs.tsv"}[of]
     assert f"{statistics.fmean(losses['full']):.4f} ± " in lines[2]
     difference = statistics.fmean(losses["still"]) - statistics.fmean(losses["full"])
     assert f"  {difference:+.3f} (" in lines[3]
@@ -263,7 +264,17 @@ def test_what_is_compared(tmp_path, capsys):
         Ways(of="lm", labels=(50,))
     with pytest.raises(UserError, match="'gradual-unfreeze' is no method"):
         Ways(("gradual-unfreeze",), of="translate")
+    for key in ("train.batch_tokens", "data.max_length", "data.swap"):
+        with pytest.raises(UserError, match=f"{key} must be equal for all ways"):
+            Ways((f"full --{key} 1",), of="translate")
     path = tmp_path / "recipe.toml"
+    for of, key in (("lm", "valid_units"), ("translate", "valid_pairs")):
+        path.write_text(f'command = "compare"\n[compare]\nof = "{of}"\n[data]\n{key} = 0\n')
+        assert main(["compare", str(path), "--out", str(tmp_path / "out")]) == 2
+        assert f"data.{key} is 0; ways of {of} are compared by their validation" in capsys.readouterr().err
+    path.write_text('command = "compare"\ncompare = 3\n')
+    assert main(["compare", str(path)]) == 2
+    assert "'compare'" in capsys.readouterr().err
     path.write_text('command = "compare"\n[compare]\nof = "lm"\n[classifier]\nhidden = 3\n')
     assert main(["compare", str(path)]) == 2
     assert "unknown section [classifier]" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from glomo.cli.main import main
-from glomo.data import Vocabulary, vocabulary_from_dict
+from glomo.data import Subwords, Vocabulary, vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn.awd_lstm import AWDLSTMConfig
 from glomo.nn.transformer_config import TransformerConfig
@@ -300,6 +301,24 @@ def test_where_units_of_ones_own_start(tmp_path, files):
     assert len(drawn[1:].unique(dim=0)) == len(drawn) - 1
 
 
+def test_where_subwords_start(tmp_path, files):
+    """A piece that begins a word from the vector of that word, one within words from the mean."""
+    finetune(config(Tasks(train=files)), tmp_path / "init")
+    tasks = Tasks(train=files[:1], vocabulary="subwords")
+    made = replace(
+        config(tasks, classifier=HEAD), data=replace(DATA, vocab_size=300), tune=Tune(str(tmp_path / "init"))
+    )
+    weight = prepare(made, ALONE).model.embeddings["animals"].weight
+    found = load_language_weights(tmp_path / "init")
+    words = dict(zip(found.vocabulary.units(), found.weights["encoder.embedding.weight"], strict=False))
+    mean = found.weights["encoder.embedding.weight"][1:].mean(0)
+    pieces = dict(zip(Subwords.train([text for text, _ in ANIMALS], 300).units(), weight, strict=False))
+    for word in ("a", "now", "cats"):
+        torch.testing.assert_close(pieces[f"Ġ{word}"], words[word])
+    assert "a" in pieces
+    torch.testing.assert_close(pieces["a"], mean)  # as in "barks"
+
+
 def test_figures_in_units_of_ones_own(tmp_path, files, monkeypatch):
     """A task whose texts the classifier cannot read is learned."""
     splits = {"train": ANIMALS, "test": ANIMALS[:6]}
@@ -333,6 +352,18 @@ def test_another_tasks_classifier_from_the_command_line(tmp_path, files, capsys)
         load_classifier(tmp_path / "out", task="zoo")
     with pytest.raises(UserError, match="there are heads of no other task"):
         load_classifier(tmp_path / "init", task="zoo")
+    with pytest.raises(UserError, match="heads that an older version has kept without their classes; the run has to"):
+        load_classifier(older(tmp_path / "out"), task="animals")
+
+
+def older(run):
+    """A checkpoint from before the classes of other tasks stood in it."""
+    folder = run.with_name("older")
+    shutil.copytree(run / "final", folder)
+    meta = json.loads((folder / checkpoint.META).read_text())
+    del meta["others"]
+    (folder / checkpoint.META).write_text(json.dumps(meta))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -341,6 +372,11 @@ def test_another_tasks_classifier_from_the_command_line(tmp_path, files, capsys)
         ({"classifier": replace(HEAD, auxiliary=0.1)}, "classifier.auxiliary asks for"),
         ({"tune": Tune(method="sequential")}, "tune.method = 'sequential' asks for"),
         ({"close": Close("outputs", 1.0), "tune": Tune("nowhere")}, "close.method = 'outputs' asks for"),
+        ({"tune": Tune(method="chain-thaw")}, "tune.method is 'chain-thaw', .* tasks.vocabulary = 'subwords'"),
+        (
+            {"adapter": Adapters("bottleneck", where=r"encoder\.embedding")},
+            "adapter.where names the embedding, .*'subw",
+        ),
     ],
 )
 def test_what_own_units_do_not_go_with(tmp_path, files, sections, sentence):
@@ -423,3 +459,21 @@ def test_old_predictions_are_kept_in_the_steps_of_other_tasks(tmp_path, files):
         if close:
             assert extra > 0.1
     assert found["held"] == pytest.approx(found["free"], rel=1e-3)
+
+
+def test_the_penalty_on_outputs_has_the_weight_of_the_task(tmp_path, files):
+    finetune(config(Tasks()), tmp_path / "first")
+    losses, penalties = {}, []
+    for weight in (1.0, 0.25):
+        for strength in (0.0, 50.0):
+            made = replace(config(Tasks(train=files, weight=weight)), tune=Tune(str(tmp_path / "first")))
+            torch.manual_seed(0)
+            work = prepare(replace(made, close=Close("outputs", strength) if strength else Close()), ALONE)
+            work.model.eval()
+            torch.manual_seed(1)
+            for parameter in work.model.parameters():
+                parameter.data += 0.3 * torch.randn_like(parameter)
+            losses[strength] = work.task.loss([work.examples, work.examples + 2], torch.Generator())[0].item()
+        penalties.append(work.task.noted["penalty"])
+        assert losses[50.0] - losses[0.0] == pytest.approx(penalties[-1], rel=1e-3)
+    assert penalties[0] == pytest.approx(4 * penalties[1], rel=1e-3)

@@ -11,9 +11,10 @@ from glomo.errors import UserError
 from glomo.training import checkpoint
 from glomo.training.config import build
 from glomo.training.models import load_language_weights
-from glomo.training.translation import TranslationConfig, load_pairs, train_translation
+from glomo.training.translation import TranslationConfig, load_pairs, train_translation, validation_loss
 from glomo.training.translator import load_translator
 
+ON_CPU = torch.device("cpu")
 WORDS = {
     "one": "uno",
     "two": "dos",
@@ -92,6 +93,32 @@ def test_the_result_is_the_mean_of_the_newest_checkpoints(pairs, tmp_path):
     checkpoint.save(other, {"a": torch.zeros(2)}, None, {})
     with pytest.raises(UserError, match="different models"):
         checkpoint.average([other, tmp_path / "run" / "final"])
+
+
+def test_results_are_of_the_weights_that_are_kept(pairs, tmp_path):
+    config = recipe(pairs, method={"average": 2}, train={"steps": 12})
+    for _ in range(2):
+        last = train_translation(config, tmp_path / "run")
+        results = json.loads((tmp_path / "run" / "results.json").read_bytes())
+        found = load_translator(tmp_path / "run")
+        _, held = load_pairs(config.data)
+        loss = validation_loss(found.model, [tuple(map(found.vocabulary.encode, pair)) for pair in held], ON_CPU)
+        assert results["valid_loss"] == pytest.approx(loss, rel=1e-5)
+        assert results["valid_loss"] != pytest.approx(last["valid_loss"], rel=1e-3)
+        assert results["memory"] is None or results["memory"] > 0
+        (tmp_path / "run" / "results.json").write_bytes(json.dumps({**results, "memory": 77}).encode())
+    train_translation(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "results.json").read_bytes())["memory"] == 77
+    (tmp_path / "run" / "results.json").unlink()
+    train_translation(config, tmp_path / "run")  # which does nothing, and so takes no memory
+    assert json.loads((tmp_path / "run" / "results.json").read_bytes())["memory"] is None
+
+
+def test_no_weights_of_no_model(pairs):
+    with pytest.raises(
+        UserError, match=r"init\.weights is false, which takes the vocabulary of init.model alone; that is"
+    ):
+        recipe(pairs, init={"weights": False})
 
 
 def test_a_run_that_stops_goes_on_to_the_same_bits(pairs, tmp_path):
