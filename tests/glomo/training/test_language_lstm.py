@@ -131,16 +131,16 @@ def test_results_are_of_the_weights_that_are_kept(text, tmp_path):
     """The last stage of chain-thaw goes back to its best weights behind the last row of the metrics."""
     held = tmp_path / "held.txt"
     held.write_text(TEXT[12_000:16_000])
-    train = replace(TRAIN, steps=24, lr=0.3, eval_every=1)
-    made = config(text, train=train, tune=Tune(method="chain-thaw"), data={"valid": str(held), "valid_units": 400})
+    train, tune = replace(TRAIN, steps=30, lr=0.5, eval_every=2), Tune(method="chain-thaw", patience=2, lower_lr=0.3)
+    made = config(text, train=train, tune=tune, data={"valid": str(held), "valid_units": 400})
     last = train_language_model(made, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_bytes())
     found = load_language_model(tmp_path / "out" / "final")
     units = running_units(read_texts(held), found.vocabulary, found.model.end)[:401]
     nats, count = stream_likelihood(found.model, units, VALID_ROWS, 10)
     assert results["valid_loss"] == pytest.approx(nats / count, rel=1e-5)
-    assert results["valid_loss"] < last["valid_loss"] - 0.05
-    assert (results["step"], results["budget"]) == (last["step"], 24)
+    assert results["valid_loss"] < last["valid_loss"] - 1e-3
+    assert (results["step"], results["budget"]) == (last["step"], 30)
 
 
 def test_from_another_model(text, tmp_path, capsys):
