@@ -213,6 +213,8 @@ def make_model(config: LanguageConfig, texts: list[str]) -> tuple[AnyLanguageMod
 class _OnLanguageModel(Protocol):
     """A recipe that may start from a language model."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def tune(self) -> Tune: ...
     @property
@@ -229,7 +231,7 @@ def resolved(config: Recipe) -> Recipe:
     if not config.tune.init:
         return config
     found = load_language_weights(config.tune.init)
-    return dataclasses.replace(config, **with_sizes(config.model, config.lstm, found))  # type: ignore[type-var]
+    return dataclasses.replace(config, **with_sizes(config.model, config.lstm, found))
 
 
 def with_sizes(transformer: TransformerConfig, lstm: AWDLSTMConfig, found: LanguageWeights) -> dict[str, Any]:
