@@ -112,6 +112,7 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
     the validation loss, the size, seconds and memory. Returns the last metrics row."""
     texts, held_texts = load_texts(config.data)
     world = set_up(config.train)
+    memory = PeakMemory(world.device)
     model, vocabulary = make_model(config, texts)
     config = resolved(config)
     units = running_units(texts, vocabulary, model.end)
@@ -163,7 +164,7 @@ def train_language_model(config: LanguageConfig, out: Path) -> dict[str, Any]:
             check_learns(config.close, pulled, Staging(model, task.groups, task.stages, validates=True))
     if world.rank:
         return train(task, config.train, None, world)
-    size, memory = model_sizes(model, task.groups, task.stages), PeakMemory(world.device)
+    size = model_sizes(model, task.groups, task.stages)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         finished = folder.final.exists()
         row = train(task, config.train, folder, world)

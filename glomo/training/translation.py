@@ -148,6 +148,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
         raise UserError(f"no training pair has at most data.max_length = {config.data.max_length} units a side")
 
     world = set_up(config.train)
+    memory = PeakMemory(world.device)
     model, settings = make_model(config, len(vocabulary))
     if config.init.weights and isinstance(found, LanguageModel) and isinstance(model, Transformer):
         try:
@@ -171,7 +172,7 @@ def train_translation(config: TranslationConfig, out: Path) -> dict[str, Any]:
     task = Task(model, batches, loss, validate if held else None, meta, identity, "translate")
     if world.rank:
         return train(task, config.train, None, world)
-    size, memory = model_sizes(model, task.groups, task.stages), PeakMemory(world.device)
+    size = model_sizes(model, task.groups, task.stages)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         if len(fitting) < len(training):
             left = f"{len(training) - len(fitting):,} of {len(training):,} pairs"
