@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -71,12 +72,17 @@ def split_words(text: str, lowercase: bool = True) -> list[str]:
 
 
 class _Ids(dict[str, int]):
-    """Word to id; a missing word that holds a digit has the id of the digit mark, any other the id of unknown words."""
+    """Word to id; a missing word that holds a digit has the id of the digit mark, any other the id of its bucket, or of
+    unknown words where there is no bucket."""
 
-    digit_id = 1
+    digit_id: int | None = None
+    first_bucket = 1
+    buckets = 1
 
     def __missing__(self, word: str) -> int:
-        return self.digit_id if _DIGIT.search(word) else 1
+        if self.digit_id is not None and _DIGIT.search(word):
+            return self.digit_id
+        return self.first_bucket + zlib.crc32(word.encode("utf-8", "surrogatepass")) % self.buckets
 
 
 class Vocabulary:
@@ -87,34 +93,47 @@ class Vocabulary:
         lowercase: text is made lower case before it is looked up.
         digits: a mark such as "N" that stands for every token with a digit in it (as in the released GLoMo code), or
         None to keep such tokens.
+        buckets: so many ids more, behind the words, share the unknown words out by their CRC-32. What such an id means
+        is little, but a rare name keeps its own within a text, where it can be found again. 0: all are <unk>.
 
     Attributes:
-        words: all entries by id, ``["<pad>", "<unk>", ...]``.
+        words: all entries by id, ``["<pad>", "<unk>", ..., "<unk-0>", "<unk-1>", ...]``.
     """
 
     pad_id = 0
     unk_id = 1
 
-    def __init__(self, words: Sequence[str], lowercase: bool = True, digits: str | None = "N"):
-        self.words = [PAD, UNK, *words]
+    def __init__(self, words: Sequence[str], lowercase: bool = True, digits: str | None = "N", buckets: int = 0):
+        if buckets < 0:
+            raise UserError(f"a vocabulary of {buckets} buckets for unknown words was asked for; 0 or more are needed")
+        self.words = [PAD, UNK, *words, *(f"<unk-{number}>" for number in range(buckets))]
         self.lowercase = lowercase
         self.digits = digits
+        self.buckets = buckets
         self._ids = _Ids((word, i) for i, word in enumerate(self.words))
         if len(self._ids) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
             raise UserError(f"a vocabulary holds the word {twice!r} twice; every word must be there once")
         if digits is not None:
             self._ids.digit_id = self._ids.get(digits, self.unk_id)
+        if buckets:
+            self._ids.first_bucket, self._ids.buckets = len(self.words) - buckets, buckets
         self.fingerprint: str = vocabulary_fingerprint(self.to_dict())
 
     @classmethod
     def build(
-        cls, texts: Iterable[str], max_size: int, min_count: int = 1, lowercase: bool = True, digits: str | None = "N"
+        cls,
+        texts: Iterable[str],
+        max_size: int,
+        min_count: int = 1,
+        lowercase: bool = True,
+        digits: str | None = "N",
+        buckets: int = 0,
     ) -> Vocabulary:
         """Count the words of the texts and keep the most frequent, ties in the order of the words themselves.
 
         Args:
-            max_size: the most entries, the two reserved ones included.
+            max_size: the most entries, the two reserved ones included and the buckets left out.
             min_count: rarer words are left out.
 
         Raises:
@@ -141,7 +160,7 @@ class Vocabulary:
                 f"the texts hold {len(counts)} different words, none of them {min_count} times or more; a vocabulary "
                 "needs at least one"
             )
-        return cls(frequent[: max_size - 2], lowercase, digits)
+        return cls(frequent[: max_size - 2], lowercase, digits, buckets)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -149,6 +168,16 @@ class Vocabulary:
     def tokens(self, text: str) -> list[str]:
         """The words of the text, as they are read: one per id of :meth:`encode`, unknown words and numbers included."""
         return split_words(text, self.lowercase)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in the text each of its :meth:`tokens` stands: the characters from ``start`` to before ``end``.
+
+        Raises UserError for a text that has other words after Unicode's normalisation (NFC) than before it.
+        """
+        found = [match.span() for match in _TOKEN.finditer(text.replace("\u2019", "'"))]
+        if len(found) != len(self.tokens(text)):
+            raise UserError("the text is not in Unicode's normal form (NFC), and the places of its words are unclear")
+        return found
 
     def encode(self, text: str) -> list[int]:
         """The ids of the words of the text."""
@@ -165,7 +194,9 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON-able values; :meth:`from_dict` restores it."""
-        return {"kind": "words", "lowercase": self.lowercase, "digits": self.digits, "words": self.words[2:]}
+        saved = {"kind": "words", "lowercase": self.lowercase, "digits": self.digits}
+        saved |= {"buckets": self.buckets} if self.buckets else {}
+        return {**saved, "words": self.words[2 : len(self.words) - self.buckets]}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Vocabulary:
@@ -184,7 +215,10 @@ class Vocabulary:
                 f"a saved vocabulary has lowercase={lowercase!r} and digits={digits!r}; a boolean and a string or "
                 "null are needed"
             )
-        return cls(words, lowercase, digits)
+        buckets = saved.get("buckets", 0)
+        if not isinstance(buckets, int) or isinstance(buckets, bool) or not 0 <= buckets < 2**31:
+            raise UserError(f"a saved vocabulary has buckets={buckets!r}; a whole number is needed")
+        return cls(words, lowercase, digits, buckets)
 
 
 def vocabulary_fingerprint(saved: dict[str, Any]) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-_IGNORED = -100
-_CHUNK_LOGITS = 2**24
-"""Logits alive at a time (64 MiB in fp32)."""
+from glomo.nn.embedded import PAD
+from glomo.nn.losses import smoothed_cross_entropy
 
 
 def sample_positions(lengths: Tensor, size: int, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -47,29 +44,17 @@ class ContextDecoder(nn.Module):
         """Mean cross-entropy (nats per predicted unit) over all pairs (t, d), 1 <= d <= horizon, with t + d < length.
 
         `start (B, P, dim)` starts the decoder at `positions (B, P)` of `tokens (B, T)`; `embedded (B, T, dim)` are the
-        embedded tokens and `weight (V, dim)` the embedding. Zero when no pair counts. Long batches go in chunks, whose
-        logits are computed again in the backward pass, so that few logits are alive.
+        embedded tokens and `weight (V, dim)` the embedding. Zero when no pair counts. Padding (unit 0) has no share in
+        the softmax. Few logits are alive at a time: see `glomo.nn.losses`.
         """
         ahead = positions[..., None] + torch.arange(1, horizon + 1, device=positions.device)  # (B, P, D)
         counted = ahead < lengths.to(positions.device)[:, None, None]
         index = ahead.clamp(max=max(tokens.shape[1] - 1, 0)).flatten(1)  # what it clamps is not counted
-        targets = torch.take_along_dim(tokens, index, 1).view_as(ahead).masked_fill(~counted, _IGNORED)
+        targets = torch.take_along_dim(tokens, index, 1).view_as(ahead).masked_fill(~counted, PAD)
         known = torch.take_along_dim(embedded, index[..., None], 1).unflatten(1, ahead.shape[1:])
         inputs = torch.cat([torch.zeros_like(known[..., :1, :]), known[..., :-1, :]], dim=2)
 
-        start, inputs, targets = start.flatten(0, 1), inputs.flatten(0, 1), targets.flatten(0, 1)
-        rows = max(1, _CHUNK_LOGITS // (horizon * weight.shape[0]))
-        total = start.new_zeros((), dtype=torch.float32 if start.dtype != torch.float64 else None)
-        for i in range(0, start.shape[0], rows):
-            chunk = (start[i : i + rows], inputs[i : i + rows], targets[i : i + rows], weight)
-            if torch.is_grad_enabled() and start.shape[0] > rows:
-                total = total + checkpoint(self._chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False)
-            else:
-                total = total + self._chunk_loss(*chunk)
+        state = start.flatten(0, 1).expand(self.rnn.num_layers, -1, -1).contiguous()
+        output, _ = self.rnn(inputs.flatten(0, 1), state)
+        total = smoothed_cross_entropy(output, weight, targets.flatten(0, 1), pad=PAD)
         return total / counted.sum().clamp(min=1)
-
-    def _chunk_loss(self, start: Tensor, inputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-        state = start.expand(self.rnn.num_layers, -1, -1).contiguous()
-        output, _ = self.rnn(inputs, state)
-        logits = F.linear(output, weight).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=_IGNORED, reduction="sum")

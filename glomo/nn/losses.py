@@ -80,43 +80,54 @@ class _Summed(torch.autograd.Function):
         total = features.new_zeros((), dtype=wide)
         needs = [with_gradients and need for need in ctx.needs_input_grad[:3]]
         for_features = torch.empty_like(features) if needs[0] else None
-        for_weight = torch.zeros_like(weight, dtype=wide) if needs[1] else None
+        for_weight = torch.zeros_like(weight.mT, dtype=wide) if needs[1] else None  # (dim, V): no transposed copies
         for_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
-        rows = max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // weight.size(0))
+        rows = min(max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // weight.size(0)), max(1, len(features)))
         with torch.autocast(device, enabled=False):
-            w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
+            w, b = weight.to(dtype), None if bias is None else bias.to(wide)
+            part = features.new_ones(len(features), dtype=wide) if shares is None else shares.to(wide)
+            share = smoothing / (weight.size(0) - 1)
+            # One buffer takes the logits of every chunk, all that follows is done in place, and one more takes products
+            # in another dtype: to allocate and first touch them each time would cost as much as the arithmetic.
+            logits = features.new_empty(rows, weight.size(0), dtype=wide)
+            narrow = logits if dtype == wide else torch.empty_like(logits, dtype=dtype)
             for i in range(0, len(features), rows):
-                h, y = features[i : i + rows].to(dtype), targets[i : i + rows, None]
-                z = F.linear(h, w, b).to(wide)
+                h, y, scale = features[i : i + rows].to(dtype), targets[i : i + rows, None], part[i : i + rows, None]
+                z, product = logits[: len(h)], narrow[: len(h)]
+                torch.mm(h, w.mT, out=product)
+                if dtype != wide:
+                    z.copy_(product)
+                if b is not None:
+                    z += b
+                of_all = z.sum(1, keepdim=True) - z[:, pad, None] if smoothing else 0.0
                 z[:, pad] = float("-inf")
-                log_p = z.log_softmax(-1)
-                part = 1.0 if shares is None else shares[i : i + rows, None].to(wide)
-                total -= (1 - smoothing) * (part * log_p.gather(1, y)).sum()
+                of_target, greatest = z.gather(1, y), z.amax(1, keepdim=True)
+                z -= greatest
+                sums = z.exp_().sum(1, keepdim=True)
+                log_sum = greatest + sums.log()
+                total -= (1 - smoothing) * (scale * (of_target - log_sum)).sum()
                 if smoothing:
-                    share = smoothing / (weight.size(0) - 1)
-                    log_p[:, pad] = 0
-                    total -= share * (part * log_p.sum(1, keepdim=True)).sum()
+                    total -= share * (scale * (of_all - (weight.size(0) - 1) * log_sum)).sum()
                 if not any(needs):
                     continue
-                gradient = log_p.exp_()  # of the logits
-                gradient.scatter_add_(1, y, gradient.new_full((), smoothing - 1).expand_as(y))
+                z *= scale / sums  # from here on the gradient of the logits
+                z.scatter_add_(1, y, (smoothing - 1) * scale)
                 if smoothing:
-                    gradient -= share
-                    gradient[:, pad] = 0
-                if shares is not None:
-                    gradient *= part
+                    z -= share * scale
+                    z[:, pad] = 0
                 if for_bias is not None:
-                    for_bias += gradient.sum(0)
-                gradient = gradient.to(dtype)
+                    for_bias += z.sum(0)
+                if dtype != wide:
+                    product.copy_(z)
                 if for_features is not None:
-                    for_features[i : i + rows] = gradient @ w
+                    for_features[i : i + rows] = product @ w
                 if for_weight is not None and dtype == wide:
-                    for_weight.addmm_(gradient.mT, h)
+                    for_weight.addmm_(h.mT, product)
                 elif for_weight is not None:
-                    for_weight += gradient.mT @ h
+                    for_weight += h.mT.contiguous() @ product
         ctx.save_for_backward(
             for_features,
-            None if for_weight is None else for_weight.to(weight.dtype),
+            None if for_weight is None else for_weight.mT.to(weight.dtype, memory_format=torch.contiguous_format),
             None if for_bias is None or bias is None else for_bias.to(bias.dtype),
         )
         return total

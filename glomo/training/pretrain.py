@@ -41,6 +41,8 @@ class PretrainData:
     """most units in the vocabulary"""
     min_count: int = 1
     """rarer words are unknown ones"""
+    buckets: int = 0
+    """so many ids more share the unknown words out, by a hash: a rare name can be found again in its text"""
     lowercase: bool = True
     """of words"""
     digits: bool = True
@@ -56,6 +58,9 @@ class PretrainData:
         check_range("data.length", self.length, 1)
         check_range("data.valid_windows", self.valid_windows, 0)
         check_range("data.min_count", self.min_count, 1)
+        check_range("data.buckets", self.buckets, 0)
+        if self.buckets and self.vocabulary == "subwords":
+            raise UserError(f"data.buckets is {self.buckets}, but no piece of a word is unknown to subwords")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ def build_vocabulary(texts: Sequence[str], data: VocabularySettings) -> AnyVocab
     """The vocabulary that a [data] section asks for."""
     if data.vocabulary == "subwords":
         return Subwords.train(texts, data.vocab_size)
-    return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, "N" if data.digits else None)
+    mark, buckets = "N" if data.digits else None, getattr(data, "buckets", 0)
+    return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, mark, buckets)
 
 
 def running_units(texts: Iterable[str], vocabulary: AnyVocabulary, end: int) -> Tensor:

@@ -157,7 +157,7 @@ def decode(model, index, start, inputs, targets):
             state[layer] = gru_cell(*(getattr(rnn, n) for n in names), x, state[layer])
             x = state[layer]
         logits = table @ x
-        losses.append(torch.logsumexp(logits, 0) - logits[target])
+        losses.append(torch.logsumexp(logits[1:], 0) - logits[target])  # nothing is padding
     return losses
 
 

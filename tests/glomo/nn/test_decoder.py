@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import glomo.nn.decoder as decoder_module
+import glomo.nn.losses as losses
 from glomo.nn import ContextDecoder
 from glomo.nn.decoder import sample_positions
 
@@ -16,7 +17,7 @@ def inputs(dim=6, vocabulary=11):
 
 def by_hand(decoder, table, tokens, lengths, features, positions, horizon):
     """Each decoder by itself through nn.GRU, its units picked with plain lists."""
-    losses = []
+    found = []
     for row, length in enumerate(lengths.tolist()):
         for t in positions[row]:
             ahead = tokens[row, t + 1 : min(t + 1 + horizon, length)]
@@ -24,14 +25,15 @@ def by_hand(decoder, table, tokens, lengths, features, positions, horizon):
                 continue
             fed = torch.cat([torch.zeros_like(table[:1]), table[ahead[:-1]]])
             out, _ = decoder.rnn(fed, features[row, t].expand(2, -1).contiguous())
-            losses.append(torch.nn.functional.cross_entropy(out @ table.T, ahead, reduction="none"))
-    return torch.cat(losses).mean()
+            logits = (out @ table.T)[:, 1:]  # nothing is padding
+            found.append(torch.nn.functional.cross_entropy(logits, ahead - 1, reduction="none"))
+    return torch.cat(found).mean()
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 20])
 @pytest.mark.parametrize("chunk", [1, 10**9], ids=["one row a chunk", "one chunk"])
 def test_loss_and_gradient_do_not_depend_on_the_chunks(horizon, chunk, monkeypatch):
-    monkeypatch.setattr(decoder_module, "_CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": chunk, "cuda": chunk})
     table, tokens, lengths, features, decoder = inputs()
     positions = torch.arange(6).expand(3, -1)
     start = features[:, :6]
@@ -43,27 +45,15 @@ def test_loss_and_gradient_do_not_depend_on_the_chunks(horizon, chunk, monkeypat
         torch.testing.assert_close(found, right)
 
 
-def test_chunks_keep_the_logits_small(monkeypatch):
-    monkeypatch.setattr(decoder_module, "_CHUNK_LOGITS", 100)
-    table, tokens, lengths, features, decoder = inputs()
-    sizes = []
-    real = torch.nn.functional.cross_entropy
-
-    def watched(logits, *args, **kwargs):
-        sizes.append(logits.numel())
-        return real(logits, *args, **kwargs)
-
-    monkeypatch.setattr(decoder_module.F, "cross_entropy", watched)
-    with torch.no_grad():
-        decoder(features, torch.arange(7).expand(3, -1), 3, tokens, lengths, table[tokens], table)
-    assert len(sizes) == 7
-    assert max(sizes) <= 100
-
-
-def test_each_pair_counts_once_and_none_past_the_end():
+def test_each_pair_counts_once_and_none_past_the_end(monkeypatch):
     table, tokens, lengths, features, decoder = inputs()
     count = []
-    decoder._chunk_loss = lambda start, fed, targets, weight: count.append(int((targets >= 0).sum())) or start.sum() * 0
+
+    def watched(output, weight, targets, **rest):
+        count.append(int((targets > 0).sum()))
+        return output.sum() * 0
+
+    monkeypatch.setattr(decoder_module, "smoothed_cross_entropy", watched)
     decoder(features, torch.arange(7).expand(3, -1), 3, tokens, lengths, table[tokens], table)
     assert sum(count) == sum(1 for n in (7, 4, 1) for t in range(n) for d in (1, 2, 3) if t + d < n)
 
