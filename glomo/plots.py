@@ -92,7 +92,7 @@ def accuracies(results: dict[str, Any], path: Path) -> None:
     rows = results["graphs"]  # {graph: {"mean", "std", ...}}
     figure, axis = plt.subplots(figsize=(1.2 * len(rows) + 1.5, 3.4), layout="constrained")
     for x, (graph, row) in enumerate(rows.items()):
-        values = [100 * run["accuracy"] for run in results["runs"] if run["graph"] == graph]
+        values = [100 * run["figures"][results["measure"]] for run in results["runs"] if run["graph"] == graph]
         spread = 100 * (row["std"] or 0.0)
         axis.errorbar(x, 100 * row["mean"], yerr=spread, fmt="_", color="black", markersize=24, capsize=6)
         axis.plot([x] * len(values), values, "o", alpha=0.5)

@@ -8,7 +8,8 @@ from typing import Any
 
 from glomo.cli.recipe_command import run
 from glomo.training.comparison import table
-from glomo.training.transfer import TransferConfig, transfer
+from glomo.training.transfer import transfer
+from glomo.training.transfer_config import TransferConfig
 
 
 def main(argv: Sequence[str]) -> int:

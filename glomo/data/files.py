@@ -57,7 +57,7 @@ def read_labelled(path: PathLike, text_column: str = "text", label_column: str =
     Raises:
         UserError: as :func:`read_texts`; also a blank text or label, with its line.
     """
-    return _read_two(path, (text_column, label_column), "a text and a label")
+    return [(text, label) for text, label in _read_columns(path, (text_column, label_column), "a text and a label")]
 
 
 def read_pairs(path: PathLike, source_column: str = "source", target_column: str = "target") -> list[tuple[str, str]]:
@@ -66,7 +66,20 @@ def read_pairs(path: PathLike, source_column: str = "source", target_column: str
     Raises:
         UserError: as :func:`read_texts`; also a blank side, with its line.
     """
-    return _read_two(path, (source_column, target_column), "a source and a target")
+    columns = (source_column, target_column)
+    return [(source, target) for source, target in _read_columns(path, columns, "a source and a target")]
+
+
+def read_labelled_pairs(
+    path: PathLike, text_column: str = "text", pair_column: str = "pair", label_column: str = "label"
+) -> list[tuple[str, str, str]]:
+    """Read labelled pairs of texts ``(text, second text, label)``, in file order.
+
+    Raises:
+        UserError: as :func:`read_labelled`.
+    """
+    columns = (text_column, pair_column, label_column)
+    return [(first, second, label) for first, second, label in _read_columns(path, columns, "two texts and a label")]
 
 
 def read_table(path: PathLike) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -84,14 +97,14 @@ def read_table(path: PathLike) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, list(rows)
 
 
-def _read_two(path: PathLike, columns: tuple[str, str], needed: str) -> list[tuple[str, str]]:
+def _read_columns(path: PathLike, columns: tuple[str, ...], needed: str) -> list[tuple[str, ...]]:
     path = _checked(path, (".csv", ".tsv", ".jsonl"))
     examples = []
-    for line, (first, second) in _rows(path, _decode(path), columns):
-        for column, value in zip(columns, (first, second), strict=True):
+    for line, values in _rows(path, _decode(path), columns):
+        for column, value in zip(columns, values, strict=True):
             if not value.strip():
                 raise UserError(f"{path}, line {line}: the field {column!r} is blank, but every example needs {needed}")
-        examples.append((first.strip(), second.strip()))
+        examples.append(tuple(value.strip() for value in values))
     if not examples:
         raise UserError(f"{path} holds no example: a header row alone is not enough, at least one row is needed")
     return examples

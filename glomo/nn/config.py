@@ -21,6 +21,7 @@ _AT_LEAST_ZERO = (
     "conv_blocks",
     "distance_bias",
     "positions",
+    "sampled_softmax",
     "eps",
     "rescue_weight",
     "rescue_margin",
@@ -89,6 +90,9 @@ class GLoMoConfig:
     positions: int = 0
     """Positions per sequence that enter the training loss, drawn anew each step; 0 takes all. Evaluation takes all."""
     decoder_layers: int = 2
+    sampled_softmax: int = 0
+    """In training the softmax is over the units that are predicted in the batch and so many drawn ones, which stand for
+    all the rest; 0: over all. Evaluation takes all."""
     scale_grad_by_freq: bool = False
     """Divide the gradient of an embedding row by the unit's count in the batch (look-ups only)."""
 

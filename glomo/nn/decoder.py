@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,38 @@ def sample_positions(lengths: Tensor, size: int, count: int, generator: torch.Ge
     order = torch.rand(lengths.shape[0], size, generator=generator, device=device).to(lengths.device)
     has_next = torch.arange(size, device=lengths.device) < lengths[:, None] - 1
     return order.masked_fill(~has_next, -1.0).topk(min(count, size), dim=1).indices
+
+
+def drawn_units(
+    targets: Tensor, vocab_size: int, count: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A softmax over few units in the place of all: those that are targets, and `count` of the others, drawn without
+    replacement, each of which stands for its share of them.
+
+    .. code-block:: text
+
+        sum_v exp(z_v)  ~  sum_{v a target} exp(z_v) + sum_{v drawn} exp(z_v + log(others / count))
+
+    The right side's mean over the draws is the left side; with `count` of at least all others they are equal.
+
+    Returns the units `(C,)`, of which the first is padding (unit 0), the targets as places among them, and what is added
+    to their logits `(C,)`.
+
+    Source: sampled softmax, Jean et al., ACL 2015; Bengio and Senecal, 2008.
+    """
+    device = generator.device if generator is not None else targets.device
+    present = torch.zeros(vocab_size, dtype=torch.bool, device=targets.device)
+    present[targets.flatten()] = True
+    present[PAD] = True
+    others = int(vocab_size - present.sum())
+    order = torch.rand(vocab_size, generator=generator, device=device).to(targets.device).masked_fill(present, -1.0)
+    extra = order.topk(min(count, others)).indices
+    units = torch.cat([present.nonzero()[:, 0], extra])
+    places = torch.empty(vocab_size, dtype=torch.int64, device=targets.device)
+    places[units] = torch.arange(len(units), device=targets.device)
+    added = torch.zeros(len(units), device=targets.device)
+    added[len(units) - len(extra) :] = math.log(others / max(len(extra), 1)) if others else 0.0
+    return units, places[targets], added
 
 
 class ContextDecoder(nn.Module):
@@ -40,12 +74,15 @@ class ContextDecoder(nn.Module):
         lengths: Tensor,
         embedded: Tensor,
         weight: Tensor,
+        drawn: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean cross-entropy (nats per predicted unit) over all pairs (t, d), 1 <= d <= horizon, with t + d < length.
 
         `start (B, P, dim)` starts the decoder at `positions (B, P)` of `tokens (B, T)`; `embedded (B, T, dim)` are the
         embedded tokens and `weight (V, dim)` the embedding. Zero when no pair counts. Padding (unit 0) has no share in
-        the softmax. Few logits are alive at a time: see `glomo.nn.losses`.
+        the softmax. Few logits are alive at a time: see `glomo.nn.losses`. With `drawn`, the softmax is that of
+        `drawn_units` (from `generator`).
         """
         ahead = positions[..., None] + torch.arange(1, horizon + 1, device=positions.device)  # (B, P, D)
         counted = ahead < lengths.to(positions.device)[:, None, None]
@@ -56,5 +93,9 @@ class ContextDecoder(nn.Module):
 
         state = start.flatten(0, 1).expand(self.rnn.num_layers, -1, -1).contiguous()
         output, _ = self.rnn(inputs.flatten(0, 1), state)
-        total = smoothed_cross_entropy(output, weight, targets.flatten(0, 1), pad=PAD)
+        added = None
+        if drawn:
+            units, targets, added = drawn_units(targets, len(weight), drawn, generator)
+            weight = weight[units]
+        total = smoothed_cross_entropy(output, weight, targets.flatten(0, 1), pad=PAD, bias=added)
         return total / counted.sum().clamp(min=1)

@@ -40,7 +40,8 @@ class GLoMo(nn.Module):
         """The loss, a scalar: the mean of both directions' cross-entropy in nats per predicted unit.
 
         `tokens (B, T)` int64, padded at the end; `lengths (B,)`. In training mode `config.positions` positions per
-        sequence enter, drawn with `generator`, and the rescue term (weight `config.rescue_weight`) is added;
+        sequence enter, drawn with `generator` as are the units of a sampled softmax, and the rescue term (weight
+        `config.rescue_weight`) is added;
         evaluation takes all positions and the cross-entropy alone, so it has no randomness.
         """
         config = self.config
@@ -54,7 +55,8 @@ class GLoMo(nn.Module):
                 start = torch.take_along_dim(features, positions[..., None], 1)
                 horizon = config.horizon
             weight = self.graph_predictor.embedding.weight
-            loss = loss + 0.5 * self.decoders[index](start, positions, horizon, units, lengths, x, weight)
+            drawn = (config.sampled_softmax if self.training else 0, generator)
+            loss = loss + 0.5 * self.decoders[index](start, positions, horizon, units, lengths, x, weight, *drawn)
             if self.training and config.rescue_weight:
                 rescue = dead_row_rescue(graphs, lengths, config.rescue_margin, config.rescue_targets, generator)
                 loss = loss + 0.5 * config.rescue_weight * rescue

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trained classifier: test accuracy from 0 to 1, shares of zero weights and dead rows in the graph, seconds."""
+    """One trained model: its figures (accuracy, or f1 and exact_match, from 0 to 1), shares of zero weights and dead
+    rows in the graph, seconds."""
 
     graph: str
     seed: int
-    accuracy: float
+    figures: Mapping[str, float]
     share_zero: float | None
     share_dead: float | None
     seconds: float
 
 
-def compare(runs: Sequence[Run]) -> dict[str, Any]:
-    """{"runs", "graphs", "differences"} as plain JSON.
+def compare(runs: Sequence[Run], measure: str = "accuracy") -> dict[str, Any]:
+    """{"measure", "runs", "graphs", "differences"} as plain JSON.
 
-    "graphs" has for each graph the mean and the sample standard deviation (None for one seed) of the accuracy, and the
-    means of the rest; "differences" has, for each other graph, mean and deviation of (learned - it) over common seeds.
+    "graphs" has for each graph mean, sample standard deviation and standard error (None for one seed) of the figure
+    `measure`, and the means of the rest; "differences" has, for each other graph, the same of (learned - it) over
+    common seeds.
     """
     graphs = list(dict.fromkeys(run.graph for run in runs))
     of = {graph: [run for run in runs if run.graph == graph] for graph in graphs}
-    accuracy = {graph: {run.seed: run.accuracy for run in of[graph]} for graph in graphs}
+    figure = {graph: {run.seed: run.figures[measure] for run in of[graph]} for graph in graphs}
     differences = {}
     if "learned" in of:
         for other in graphs:
-            common = [seed for seed in accuracy["learned"] if other != "learned" and seed in accuracy[other]]
+            common = [seed for seed in figure["learned"] if other != "learned" and seed in figure[other]]
             if common:
-                differences[f"learned - {other}"] = _spread(
-                    [accuracy["learned"][s] - accuracy[other][s] for s in common]
-                )
+                differences[f"learned - {other}"] = _spread([figure["learned"][s] - figure[other][s] for s in common])
     return {
+        "measure": measure,
         "runs": [asdict(run) for run in runs],
         "graphs": {
             graph: {
-                **_spread([run.accuracy for run in of[graph]]),
+                **_spread(list(figure[graph].values())),
+                "figures": {name: statistics.fmean(run.figures[name] for run in of[graph]) for name in runs[0].figures},
                 "share_zero": _mean([run.share_zero for run in of[graph]]),
                 "share_dead": _mean([run.share_dead for run in of[graph]]),
                 "seconds": _mean([run.seconds for run in of[graph]]),
@@ -53,15 +55,19 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as a table to read; accuracies and differences in per cent."""
-    rows = [("graph", "accuracy %", "learned - it", "zeros %", "dead %", "seconds")]
+    """The results as a table to read, in per cent: mean ± standard deviation, and the paired difference ± its standard
+    error."""
+    others = [name for name in next(iter(results["graphs"].values()))["figures"] if name != results["measure"]]
+    titles = [f"{name.replace('_', ' ')} %" for name in (results["measure"], *others)]
+    rows = [("graph", *titles, "learned - it", "zeros %", "dead %", "seconds")]
     for graph, found in results["graphs"].items():
         difference = results["differences"].get(f"learned - {graph}")
         rows.append(
             (
                 graph,
                 _percent(found["mean"], found["std"]),
-                _percent(difference["mean"], difference["std"], "+") if difference else "",
+                *(_percent(found["figures"][name]) for name in others),
+                _percent(difference["mean"], difference["error"], "+") if difference else "",
                 _percent(found["share_zero"]),
                 _percent(found["share_dead"]),
                 f"{found['seconds']:.1f}",
@@ -73,11 +79,9 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "count": len(values),
-    }
+    std = statistics.stdev(values) if len(values) > 1 else None
+    error = None if std is None else std / len(values) ** 0.5
+    return {"mean": statistics.fmean(values), "std": std, "error": error, "count": len(values)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -85,7 +85,7 @@ def test_accuracies_and_report(graph_folder, tmp_path, capsys, monkeypatch):
     from glomo.cli import demo
     from glomo.cli import plot as plot_command
 
-    runs = [Run(g, s, 0.5 + 0.1 * s, None, None, 1.0) for g in ("none", "learned") for s in (0, 1)]
+    runs = [Run(g, s, {"accuracy": 0.5 + 0.1 * s}, None, None, 1.0) for g in ("none", "learned") for s in (0, 1)]
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "results.json").write_text(json.dumps({"task": "x", **compare(runs)}))
     monkeypatch.setattr(plot_command, "draw", lambda *_: [])

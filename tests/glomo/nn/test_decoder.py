@@ -4,7 +4,7 @@ import torch
 import glomo.nn.decoder as decoder_module
 import glomo.nn.losses as losses
 from glomo.nn import ContextDecoder
-from glomo.nn.decoder import sample_positions
+from glomo.nn.decoder import drawn_units, sample_positions
 
 
 def inputs(dim=6, vocabulary=11):
@@ -91,3 +91,36 @@ def test_positions_repeat_with_the_generator():
     first, second = (sample_positions(lengths, 50, 5, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, sample_positions(lengths, 50, 5, torch.Generator().manual_seed(4)))
+
+
+def test_drawn_units_are_all_where_there_are_few():
+    table, tokens, lengths, features, decoder = inputs()
+    arguments = (features, torch.arange(7).expand(3, -1), 3, tokens, lengths)
+    wanted = [table, features, *decoder.parameters()]
+    exact = decoder(*arguments, table[tokens], table)
+    drawn = decoder(*arguments, table[tokens], table, 100, torch.Generator().manual_seed(0))
+    assert drawn.item() == pytest.approx(exact.item(), rel=1e-12)
+    for found, right in zip(torch.autograd.grad(drawn, wanted), torch.autograd.grad(exact, wanted), strict=True):
+        torch.testing.assert_close(found, right)
+
+
+def test_the_sum_over_drawn_units_has_the_right_mean():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(40, dtype=torch.float64), torch.tensor([[3, 7, 0], [7, 9, 3]])
+    generator, sums = torch.Generator().manual_seed(1), []
+    for _ in range(4000):
+        units, places, added = drawn_units(targets, 40, 5, generator)
+        assert units[0] == 0
+        assert units.tolist()[:4] == [0, 3, 7, 9]
+        assert len(set(units.tolist())) == 9
+        assert torch.equal(units[places], targets)
+        sums.append((logits[units] + added)[1:].exp().sum())
+    sums = torch.stack(sums)
+    error = sums.std() / len(sums) ** 0.5
+    assert sums.mean().item() == pytest.approx(logits[1:].exp().sum().item(), abs=4 * error.item())
+
+
+def test_drawn_units_when_every_unit_is_a_target():
+    units, places, added = drawn_units(torch.arange(5), 5, 3)
+    assert units.tolist() == places.tolist() == [0, 1, 2, 3, 4]
+    assert not added.any()

@@ -25,7 +25,7 @@ from glomo.training.config import (
 from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.language import LanguageConfig
 from glomo.training.pretrain import PretrainConfig
-from glomo.training.transfer import TransferConfig
+from glomo.training.transfer_config import TransferConfig
 from glomo.training.translation import TranslationConfig
 
 

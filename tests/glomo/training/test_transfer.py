@@ -11,22 +11,14 @@ from glomo.data import Vocabulary
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
 from glomo.training import checkpoint
-from glomo.training import transfer as module
 from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
+from glomo.training.targets import classifier, words
+from glomo.training.targets.target import statistics
+from glomo.training.targets.texts import Examples
+from glomo.training.targets.words import WordFeatures, word_table
 from glomo.training.train_config import TrainConfig
-from glomo.training.transfer import (
-    Compare,
-    Examples,
-    Features,
-    GraphOptions,
-    Head,
-    TransferConfig,
-    TransferData,
-    encode,
-    feature_table,
-    statistics,
-    transfer,
-)
+from glomo.training.transfer import transfer
+from glomo.training.transfer_config import Compare, Features, GraphOptions, Head, TransferConfig, TransferData
 from glomo.training.tune import Tune
 
 HERE = Path(__file__).parents[2] / "data"
@@ -58,16 +50,16 @@ def test_every_graph_with_every_seed(tmp_path, graph_folder):
     assert graphs["uniform"]["share_zero"] == 0
     assert 0 <= graphs["learned"]["share_zero"] <= 1
     assert graphs["band"]["share_zero"] > 0.3
-    assert all(0 <= r["accuracy"] <= 1 for r in results["runs"])
+    assert all(0 <= r["figures"]["accuracy"] <= 1 for r in results["runs"])
 
     def fail(*args, **kwargs):
         raise AssertionError("trained again")
 
-    original, module.TextClassifier.forward = module.TextClassifier.forward, fail
+    original, classifier.TextClassifier.forward = classifier.TextClassifier.forward, fail
     try:  # a finished comparison is read back, and one more seed trains that seed only
         again = transfer(config, tmp_path / "out")
     finally:
-        module.TextClassifier.forward = original
+        classifier.TextClassifier.forward = original
     assert again == results
     more = transfer(replace(config, compare=Compare(("none", "learned"), 3)), tmp_path / "out")
     assert [r for r in more["runs"] if r["seed"] < 2] == [
@@ -102,32 +94,55 @@ def test_a_learned_task_is_learned_and_the_frozen_graph_is_not_touched(tmp_path,
         train=replace(TRAIN, steps=60, lr=1e-2),
     )
     results = transfer(config, tmp_path / "out")
-    assert [r["accuracy"] for r in results["runs"]] == [1.0, 1.0]
+    assert [r["figures"]["accuracy"] for r in results["runs"]] == [1.0, 1.0]
 
 
 def test_texts_become_units_of_the_graphs_vocabulary():
     vocabulary = Vocabulary.build(["to be or not"], 100)
-    examples = encode([("To be 3 times", "x"), ("or", "y")], vocabulary, ["x", "y"], 3)
-    assert examples.pieces == [["to", "be", "3"], ["or"]]
+    examples = Examples.of([("To be 3 times", "x"), ("or", "y")], vocabulary, ["x", "y"], 3)
+    assert examples.words == [["to", "be", "3"], ["or"]]
     assert examples.ids == [vocabulary.encode("to be 3"), vocabulary.encode("or")]
     assert examples.labels == [0, 1]
     with pytest.raises(UserError, match="label 'z' is unknown"):
-        encode([("a", "z")], vocabulary, ["x", "y"], 3)
+        Examples.of([("a", "z")], vocabulary, ["x", "y"], 3)
 
 
-def test_feature_tables(monkeypatch):
-    train, test = [["a", "b"]], [["b", "C"]]
-    rows, vectors = feature_table(Features("learned", 4), train, test, 0)
-    assert rows == {"a": 2, "b": 3}
-    assert vectors.shape == (4, 4)
-    assert not vectors[:2].any()
-    rows, vectors = feature_table(Features("random", 4), train, test, 0)
-    assert set(rows) == {"a", "b", "C"}
-    assert not torch.equal(vectors, feature_table(Features("random", 4), train, test, 1)[1])
-    monkeypatch.setattr(module, "_glove_cache", [({"b": 0, "c": 1}, torch.tensor([[1.0, 2], [3, 4]]).numpy())])
-    rows, vectors = feature_table(Features("glove-50d"), train, test, 0)
-    assert vectors[rows["C"]].tolist() == [3, 4]
-    assert "a" not in rows
+def test_word_tables(monkeypatch):
+    train, test = ["a", "b"], ["b", "C"]
+    table = word_table(Features("learned", 4), train, test, 0)
+    assert table.rows == {"a": 2, "b": 3}
+    assert table.encode(["b", "C"]) == [3, 1]
+    assert table.vectors.shape == (4, 4)
+    assert not table.vectors[:2].any()
+    table = word_table(Features("random", 4), train, test, 0)
+    assert set(table.rows) == {"a", "b", "C"}
+    assert not torch.equal(table.vectors, word_table(Features("random", 4), train, test, 1).vectors)
+    monkeypatch.setattr(words, "_glove_cache", [({"b": 0, "c": 1}, torch.tensor([[1.0, 2], [3, 4]]).numpy())])
+    table = word_table(Features("glove-50d"), train, test, 0)
+    assert table.vectors[table.rows["C"]].tolist() == [3, 4]
+    assert "a" not in table.rows
+    # with characters every word has a row: one that GloVe lacks is told by them alone
+    table = word_table(Features("glove-50d", chars=3), train, test, 0)
+    assert table.vectors[table.rows["a"]].tolist() == [0, 0]
+    assert table.characters[table.rows["a"]].tolist() == [2] + [0] * 15
+    assert table.characters[table.rows["C"]].tolist() == [1] + [0] * 15
+    assert table.unseen_characters == 1
+
+
+def test_character_features_are_those_of_the_formula():
+    torch.manual_seed(0)
+    table = word_table(Features("random", 4, chars=3), ["ab", "bcd", "abcdefghijklmnopqrst"], [], 0)
+    features = WordFeatures(table, False, 3).double()
+    rows = torch.tensor([[3, 2, 0], [4, 2, 1]])
+    found = features(rows)
+    assert found.shape == (2, 3, 7)
+    assert torch.equal(found[..., :4], table.vectors.double()[rows])
+    weight, bias = features.conv.weight, features.conv.bias
+    for place in ((0, 0), (0, 1), (1, 0)):
+        spelled = features.characters(table.characters[rows[place]].long())
+        around = torch.nn.functional.pad(spelled, (0, 0, 2, 2))
+        windows = torch.stack([torch.einsum("fck,kc->f", weight, around[i : i + 5]) + bias for i in range(16)])
+        torch.testing.assert_close(found[place][4:], windows.relu().amax(0))
 
 
 def test_statistics_are_those_of_the_graphs_in_full():
@@ -137,7 +152,7 @@ def test_statistics_are_those_of_the_graphs_in_full():
     )
     assert isinstance(graph, FrozenGraph)
     ids = [[2, 3, 4, 5, 6], [7, 3], [4]]
-    zero, dead = statistics(graph, Examples(ids, [], [0, 0, 0]), torch.device("cpu"))
+    zero, dead = statistics(graph, ids, torch.device("cpu"))
     pairs = zeros = rows = deads = 0
     for units in ids:  # alone, without padding
         for graphs in graph.queries_keys(torch.tensor([units]), torch.tensor([len(units)])):
@@ -147,8 +162,8 @@ def test_statistics_are_those_of_the_graphs_in_full():
                     rows, deads = rows + 1, deads + int(not matrix[t].any())
     assert 0 < zeros < pairs
     assert (zero, dead) == (zeros / pairs, deads / rows)
-    assert statistics(NoGraph(), Examples(ids, [], [0, 0, 0]), torch.device("cpu")) == (None, None)
-    assert statistics(UniformGraph(), Examples(ids, [], [0, 0, 0]), torch.device("cpu")) == (0.0, 0.0)
+    assert statistics(NoGraph(), ids, torch.device("cpu")) == (None, None)
+    assert statistics(UniformGraph(), ids, torch.device("cpu")) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""What a labelled task is to `glomo transfer`: examples, and for each graph and seed a model, its loss and its test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from glomo.data import AnyVocabulary, pad
+from glomo.nn.baselines import GraphSource
+from glomo.training.graph_cache import GraphCache
+from glomo.training.texts import sample
+from glomo.training.transfer_config import TransferConfig
+
+STATISTICS_TEXTS = 64  # zeros and dead rows are counted on so many test texts
+TEST_BATCH = 256  # most test examples at a time
+
+Example = TypeVar("Example")
+
+
+class Trial(Protocol):
+    """One graph and one seed on a task."""
+
+    model: nn.Module
+    patterns: dict[str, str]
+    """the model's layer groups, from the bottom to the top"""
+    lengths: Sequence[int]
+    """units of each training example"""
+
+    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
+        """(mean loss, examples, units) of these training examples."""
+
+    def test(self) -> dict[str, float]:
+        """The figures of the task, each from 0 to 1, the one that graphs are compared by first."""
+
+
+class Target(Protocol):
+    """A task, in units of the graph's vocabulary."""
+
+    measures: Sequence[str]
+    """the names of a trial's figures"""
+    counts: Mapping[str, int]
+    """how many examples there are, and how many were left out or changed, and why"""
+    test_ids: Sequence[Sequence[int]]
+    """units of the rows that graphs are made of, of the test examples"""
+    meta: Mapping[str, Any]
+    """what a checkpoint says of the task"""
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """How many training examples."""
+
+    def check(self, chosen: Sequence[int], seed: int) -> None:
+        """Raise UserError unless these training examples are enough to train on."""
+
+    def trial(
+        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
+    ) -> Trial: ...
+
+
+def mixing(config: TransferConfig) -> dict[str, Any]:
+    """The arguments of `GraphTransfer` that the [graph] section has."""
+    graph = config.graph
+    return {
+        "num_mixtures": graph.mixtures,
+        "weights": graph.weights,
+        "chains": graph.chains,
+        "layers": graph.layers,
+        "fusion": graph.fusion,
+    }
+
+
+def units_of(vocabulary: AnyVocabulary, text: str, length: int) -> tuple[list[int], list[str]]:
+    """(ids for the graph, words for the features) of a text, at most `length` (0: all); a text of which nothing is
+    left, were there one, would have no unit to pool: it is one unknown word."""
+    size = length or None
+    return vocabulary.encode(text)[:size] or [vocabulary.unk_id], vocabulary.tokens(text)[:size] or [""]
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    tokens, lengths = pad(rows)
+    return tokens.to(device), lengths.to(device)
+
+
+def divided(examples: Sequence[Example], groups: Sequence[str], share: int = 10) -> tuple[list[Example], list[Example]]:
+    """(the rest, about one `share`-th) by a hash of each example's group, so that groups stay whole."""
+    held = [hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[0] % share == 0 for group in groups]
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example, is_held in zip(examples, held, strict=True):
+        parts[is_held].append(example)
+    return parts
+
+
+def sampled(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many of the examples (0: all), always the same ones, in their order."""
+    return [examples[i] for i in sample(len(examples), count, 0)]
+
+
+def fingerprint(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class PairRows:
+    """The rows that a graph is made of, for examples of two texts, and their graphs: one row [first ; second] if
+    `joined`, else two."""
+
+    def __init__(self, joined: bool, first: Sequence[list[int]], second: Sequence[list[int]]) -> None:
+        self.rows: list[Sequence[list[int]]] = [first, second]
+        if joined:
+            self.rows = [[x + y for x, y in zip(first, second, strict=True)]]
+
+    def cached(self, graph: GraphSource, device: torch.device) -> list[GraphCache]:
+        return [GraphCache(graph, rows, device) for rows in self.rows]
+
+
+def statistics(
+    graph: GraphSource, ids: Sequence[Sequence[int]], device: torch.device
+) -> tuple[float | None, float | None]:
+    """Shares of zero weights and of dead rows in the graph over some texts; None for no graph."""
+    tokens, lengths = padded(ids[:STATISTICS_TEXTS], device)
+    found = [graphs.statistics(lengths) for graphs in graph.queries_keys(tokens, lengths)]
+    if not found:
+        return None, None
+    pairs, rows = sum(part.pairs for part in found), sum(part.rows for part in found)
+    return (
+        sum(part.zero_pairs for part in found) / max(pairs, 1),
+        sum(part.dead_rows for part in found) / max(rows, 1),
+    )
