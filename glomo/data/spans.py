@@ -54,6 +54,8 @@ def parse_spans(content: bytes, where: str) -> list[SpanExample]:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where} is not of SQuAD's form ({type(error).__name__}: {str(error)[:100]}); needed is "

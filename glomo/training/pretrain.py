@@ -17,6 +17,7 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
+from glomo.training.targets.words import glove
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 from glomo.training.train_config import TrainConfig
 
@@ -47,6 +48,8 @@ class PretrainData:
     """of words"""
     digits: bool = True
     """words with a digit in them all become N"""
+    vectors: Literal["none", "glove-50d"] = "none"
+    """word vectors from which the first columns of the embedding start, or none"""
     length: int = 128
     """most units in a training window"""
     valid: float = 0.05
@@ -98,6 +101,8 @@ def pretrain_on(
         raise UserError("no window is left to train on; a smaller data.valid or more text is needed")
     settings = dataclasses.replace(config.model, vocab_size=len(vocabulary))
     model = GLoMo(settings)
+    if config.data.vectors != "none":
+        start_from_vectors(model.graph_predictor.embedding.weight, vocabulary)
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         tokens, lengths = windows.batch(kept[index] for index in indices)
@@ -117,6 +122,24 @@ def pretrain_on(
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
         return train(task, config.train, folder, world)
+
+
+@torch.no_grad()
+def start_from_vectors(weight: Tensor, vocabulary: AnyVocabulary) -> int:
+    """Put GloVe's 50 columns in the place of an embedding's first ones, scaled to the spread that it has; returns how
+    many units have a vector. Rows of the others stay as they are.
+
+    Raises UserError for an embedding of fewer columns.
+    """
+    known, table = glove()
+    rows = [(unit, known[word]) for unit, word in enumerate(vocabulary.units()) if word in known]
+    if weight.shape[1] < table.shape[1]:
+        raise UserError(f"model.dim is {weight.shape[1]}; data.vectors has {table.shape[1]} columns, and needs as many")
+    if rows:
+        units, places = (list(column) for column in zip(*rows, strict=True))
+        vectors = torch.tensor(table[places], device=weight.device)
+        weight[units, : table.shape[1]] = (vectors - vectors.mean(0)) * (weight.std() / vectors.std())
+    return len(rows)
 
 
 @torch.no_grad()

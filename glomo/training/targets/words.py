@@ -41,7 +41,7 @@ def word_table(features: Features, train: Iterable[str], test: Iterable[str], se
     in_training = set(train)
     words = sorted(in_training if features.kind == "learned" else in_training | set(test))
     if features.kind == "glove-50d":
-        known, table = _glove()
+        known, table = glove()
         found = [known.get(word.strip().lower(), -1) for word in words]
         if not features.chars:
             words = [word for word, row in zip(words, found, strict=True) if row >= 0]
@@ -102,7 +102,7 @@ class WordFeatures(nn.Module):
 _glove_cache: list[tuple[dict[str, int], Any]] = []
 
 
-def _glove() -> tuple[dict[str, int], Any]:
+def glove() -> tuple[dict[str, int], Any]:
     """{word: row} and the table, read once: 400,000 words take seconds."""
     if not _glove_cache:
         from glomo.data.catalogue import load_vectors
