@@ -103,6 +103,35 @@ def accuracies(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def study(results: Mapping[str, Any], path: Path) -> None:
+    """A panel a task: each variant's paired difference to the first one, ± 2 standard errors, and every seed's."""
+    plt = _pyplot()
+    tasks = results["tasks"]
+    size = max(len(found["rows"]) for found in tasks.values())
+    figure, axes = plt.subplots(
+        1, len(tasks), figsize=(1.5 + 3.6 * len(tasks), 1.2 + 0.34 * size), layout="constrained", squeeze=False
+    )
+    for axis, (task, found) in zip(axes[0], tasks.items(), strict=True):
+        names = [row["variant"] for row in found["rows"]]
+        value = {
+            (run["variant"], run["seed"]): 100 * run["figures"][found["measure"]]
+            for run in results["runs"]
+            if run["task"] == task
+        }
+        for place, row in enumerate(found["rows"][1:], 1):
+            points = [v - value[names[0], seed] for (name, seed), v in value.items() if name == row["variant"]]
+            axis.plot(points, [place] * len(points), "o", color="grey", alpha=0.4, markersize=4)
+            error = 200 * (row["difference"]["error"] or 0.0)
+            axis.errorbar(100 * row["difference"]["mean"], place, xerr=error, fmt="|", color="black", capsize=4)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_yticks(range(1, len(names)), [_plain(name) for name in names[1:]], fontsize=8)
+        axis.set_ylim(len(names) - 0.5, 0.5)
+        axis.set_xlabel(f"{found['measure'].replace('_', ' ')}, points against {_plain(names[0])}", fontsize=8)
+        axis.set_title(f"{_plain(task)} (bar: ± 2 standard errors)", fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
 def trade_off(results: Mapping[str, Any], path: Path) -> None:
     """The error against seconds of training, one point a way (a bar = ± std), as large as its trainable share."""
     rows = [row for row in results["ways"] if row["labels"] == results["ways"][-1]["labels"]]

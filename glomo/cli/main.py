@@ -13,6 +13,7 @@ from glomo.errors import UserError
 COMMANDS = {
     "pretrain": "pre-train a graph on unlabelled text",
     "transfer": "train a classifier with graphs, and compare them with controls",
+    "study": "graphs pre-trained in several ways, and controls, on several tasks",
     "lm": "train a causal language model; its perplexity; text from it",
     "finetune": "train a classifier on a language model",
     "compare": "several ways of fine-tuning beside each other: error, seconds, memory",

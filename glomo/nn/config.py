@@ -59,6 +59,9 @@ class GLoMoConfig:
     """Heads H per layer; each aggregates d / H of the features."""
     head_dim: int = 256
     """Width E of the queries and keys of one head."""
+    scaled_embedding: bool = False
+    """Multiply embedded units by sqrt(dim), as Transformers do, but not where the embedding gives the logits. Without
+    it a unit's own vector is small beside a normalised aggregate, and little is learned for long."""
 
     conv_blocks: int = 4
     """Causal convolution blocks in the key network and, apart from it, in the query network."""

@@ -34,8 +34,8 @@ def drawn_units(
 
     The right side's mean over the draws is the left side; with `count` of at least all others they are equal.
 
-    Returns the units `(C,)`, of which the first is padding (unit 0), the targets as places among them, and what is added
-    to their logits `(C,)`.
+    Returns the units `(C,)`, of which the first is padding (unit 0), the targets as places among them, and what is
+    added to their logits `(C,)`.
 
     Source: sampled softmax, Jean et al., ACL 2015; Bengio and Senecal, 2008.
     """

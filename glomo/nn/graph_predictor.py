@@ -152,6 +152,8 @@ class GraphPredictor(nn.Module):
     def embed(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The embedded units `(B, T, d)` in the order of each direction."""
         x = self.embedding(tokens)
+        if self.config.scaled_embedding:
+            x = x * self.config.dim**0.5
         return x, reverse(x, lengths)
 
     def direction(self, index: int, tokens: Tensor, x: Tensor) -> Graphs:

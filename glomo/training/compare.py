@@ -55,7 +55,7 @@ class Ways:
             raise UserError(f"compare.ways is empty; at least one of {', '.join(METHODS)} is needed")
         names = [way.name for way in self.parsed()]
         for place, name in enumerate(names):
-            same = [other for other in names[:place] if _slug(other) == _slug(name)]
+            same = [other for other in names[:place] if slug(other) == slug(name)]
             if same:
                 raise UserError(f"compare.ways has {same[0]!r} and {name!r}, whose folders would be one; rename one")
 
@@ -296,7 +296,7 @@ def _options(way: Way, labels: int, seed: int, known: Mapping[str, str], of: str
 
 
 def _folder(way: str, labels: int, seed: int) -> str:
-    return f"{_slug(way)}-{labels or 'all'}-{seed}"
+    return f"{slug(way)}-{labels or 'all'}-{seed}"
 
 
 def _run(
@@ -335,7 +335,7 @@ def _task(data: Mapping[str, Any]) -> str:
     return Path(files[0]).name if files and files[0] else str(data["dataset"])
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 

@@ -36,13 +36,13 @@ def compare(runs: Sequence[Run], measure: str = "accuracy") -> dict[str, Any]:
         for other in graphs:
             common = [seed for seed in figure["learned"] if other != "learned" and seed in figure[other]]
             if common:
-                differences[f"learned - {other}"] = _spread([figure["learned"][s] - figure[other][s] for s in common])
+                differences[f"learned - {other}"] = spread([figure["learned"][s] - figure[other][s] for s in common])
     return {
         "measure": measure,
         "runs": [asdict(run) for run in runs],
         "graphs": {
             graph: {
-                **_spread(list(figure[graph].values())),
+                **spread(list(figure[graph].values())),
                 "figures": {name: statistics.fmean(run.figures[name] for run in of[graph]) for name in runs[0].figures},
                 "share_zero": _mean([run.share_zero for run in of[graph]]),
                 "share_dead": _mean([run.share_dead for run in of[graph]]),
@@ -78,7 +78,8 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and standard error (None for one value) and how many there are."""
     std = statistics.stdev(values) if len(values) > 1 else None
     error = None if std is None else std / len(values) ** 0.5
     return {"mean": statistics.fmean(values), "std": std, "error": error, "count": len(values)}

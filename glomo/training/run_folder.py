@@ -31,6 +31,7 @@ KINDS = (
     ("run", "one classifier of a transfer run"),
     ("graph", "a transfer run"),
     ("compare", "a comparison"),
+    ("study", "a study"),
     ("classifier", "a finetune run"),
     ("rnn", "a translate run"),
     ("lstm", "an lm run"),
