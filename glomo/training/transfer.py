@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glomo.data import AnyVocabulary, BucketBatches, Vocabulary
+from glomo.data import AnyVocabulary, BucketBatches
 from glomo.errors import UserError
 from glomo.nn import BandGraph, FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
 from glomo.nn.baselines import GraphSource
@@ -27,7 +27,7 @@ from glomo.training.distributed import World
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
-from glomo.training.targets import make_target, texts_of
+from glomo.training.targets import make_target, own_vocabulary
 from glomo.training.targets.target import Target, statistics
 from glomo.training.texts import sample
 from glomo.training.transfer_config import TransferConfig
@@ -53,7 +53,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     if learned is not None:
         vocabulary, settings = learned.vocabulary, learned.config
     else:
-        vocabulary = Vocabulary.build(texts_of(config.data), 20_000)
+        vocabulary = own_vocabulary(config)
         settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
     target = make_target(config, vocabulary)
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)

@@ -19,7 +19,8 @@ class TransferData(LabelledData):
     """The [data] section: the labelled task.
 
     What the task is follows from the data: labelled texts, labelled pairs of texts (a data set of them, or a file with
-    data.pair_column), or questions whose answer is a span of a paragraph (squad, or .json files of its form).
+    data.pair_column), questions whose answer is a span of a paragraph (squad, or .json files of its form), or images
+    (a data set of them).
     """
 
     pair_column: str = ""
@@ -74,20 +75,26 @@ class GraphOptions:
     """of the features with what the graphs bring"""
     band: int = 3
     """width of the graph band"""
+    levels: int = 16
+    """of images without a learned graph: levels of a channel; a learned graph brings its own"""
+    side: int = 0
+    """of images without a learned graph: their height and width; 0: as they are"""
     joined: bool = True
     """of tasks of two texts: graphs of both as one row, so that units of one may read the other; false: of each"""
 
     def __post_init__(self) -> None:
         check_range("graph.mixtures", self.mixtures, 1)
         check_range("graph.band", self.band, 1)
+        check_range("graph.levels", self.levels, 1, 256)
+        check_range("graph.side", self.side, 0)
 
 
 @dataclass(frozen=True)
 class Head:
     """The [head] section."""
 
-    kind: Literal["pooling", "bigru"] = "pooling"
-    """pooling or bigru; spans have a reader of their own"""
+    kind: Literal["pooling", "bigru", "conv"] = "pooling"
+    """pooling or bigru, of images conv too; spans have a reader of their own"""
     hidden: int = 64
     """width"""
     dropout: float = 0.2

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.nn import Graphs, GraphTransfer
@@ -21,7 +23,13 @@ class _Classifier(nn.Module):
         super().__init__()
         self.features = features
         self.states = BiRNN(features.dim, features.dim) if states else None
-        self.head = BiRNN(width, hidden) if head == "bigru" else nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
+        self.head: nn.Module
+        if head == "bigru":
+            self.head = BiRNN(width, hidden)
+        elif head == "conv":
+            self.head = ConvHead(width, hidden)
+        else:
+            self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU())
         self.dropout = nn.Dropout(dropout)
 
     def layer_patterns(self) -> dict[str, str]:
@@ -38,15 +46,32 @@ class _Classifier(nn.Module):
 
     def _pool(self, mixed: Tensor, lengths: Tensor) -> Tensor:
         """The greatest values over a text's units, `(B, hidden)`."""
+        if isinstance(self.head, ConvHead):  # images have no padding
+            return self.head(mixed).amax(1)
         hidden = self.head(mixed, lengths) if isinstance(self.head, BiRNN) else self.head(mixed)
         return hidden.masked_fill(padding(lengths.to(mixed.device), mixed.shape[1])[..., None], float("-inf")).amax(1)
+
+
+class ConvHead(nn.Module):
+    """Square images `(B, T, width)`, row after row, to `(B, T / 4, hidden)`: convolution 3 x 3 and ReLU, the greatest
+    of each 2 x 2, and once more convolution and ReLU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        image = x.mT.unflatten(-1, (side, side))
+        return self.second(F.max_pool2d(self.first(image).relu(), 2)).relu().flatten(2).mT
 
 
 class TextClassifier(_Classifier):
     """Features H of the units, the graph applied to them, a head, and scores of the classes.
 
     states: H is the states of a BiGRU over the features, of the same width (GLoMo on RNN states), or the features.
-    head: `"pooling"`, the maximum over the units of ReLU(linear); `"bigru"`, the maximum over BiGRU states.
+    head: `"pooling"`, the maximum over the units of ReLU(linear); `"bigru"`, the maximum over BiGRU states; `"conv"`,
+        of square images, the maximum over `ConvHead`.
     mixing: arguments for `GraphTransfer`.
     """
 

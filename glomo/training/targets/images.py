@@ -1,0 +1,148 @@
+"""Labelled images as a target task: their pixels are the units."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glomo.data import AnyVocabulary, Pixels
+from glomo.errors import UserError
+from glomo.nn.baselines import GraphSource
+from glomo.training.targets.classifier import TextClassifier
+from glomo.training.targets.target import TEST_BATCH, divided, mixing, sampled
+from glomo.training.targets.texts import check_classes
+from glomo.training.targets.words import WordFeatures, WordTable
+from glomo.training.transfer_config import TransferConfig
+
+
+def holds_images(name: str) -> bool:
+    """Whether a data set of the catalogue is one of images."""
+    from glomo.data.catalogue import DATASETS
+
+    return name in DATASETS and DATASETS[name].kind == "images"
+
+
+def images_of(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of a split."""
+    from glomo.data.catalogue import load_images
+
+    return load_images(name, split)
+
+
+def pixels_for(name: str, images: np.ndarray, levels: int, side: int) -> Pixels:
+    """The units of a data set's images."""
+    from glomo.data.catalogue import greatest_value
+
+    return Pixels(levels, images.shape[3] if images.ndim == 4 else 1, greatest_value(name), side)
+
+
+class PixelRows:
+    """Images as sequences of units `(n, pixels)`, in the place of `glomo.data.Windows`."""
+
+    def __init__(self, units: np.ndarray) -> None:
+        self.units = torch.from_numpy(units)
+        self.lengths = torch.full((len(units),), units.shape[1], dtype=torch.int64)
+
+    def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        rows = self.units[list(indices)]
+        return rows, torch.full((len(rows),), rows.shape[1], dtype=torch.int64)
+
+
+class ImageTarget:
+    """The `Target` of labelled images."""
+
+    measures = ("accuracy",)
+
+    def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
+        data = config.data
+        if not isinstance(vocabulary, Pixels):
+            raise UserError(f"{data.dataset} holds images, but the graph is of words; one of pixels is needed")
+        (images, labels), held = images_of(data.dataset, "train"), images_of(data.test_dataset or data.dataset, "test")
+        order = list(range(len(labels)))
+        if data.judge == "valid":
+            order, other = divided(order, [str(i) for i in order])
+            held = images[other], labels[other]
+        judged = sampled(range(len(held[1])), data.judged)
+        self.units = PixelRows(vocabulary.sequences(images[order]))
+        self.held = PixelRows(vocabulary.sequences(held[0][judged]))
+        self.labels, self.held_labels = labels[order].tolist(), held[1][judged].tolist()
+        self.classes = [str(label) for label in range(1 + max(self.labels + self.held_labels))]
+        self.vocab_size, self.side = len(vocabulary), math.isqrt(self.units.units.shape[1])
+        if config.head.kind == "conv" and self.side**2 != self.units.units.shape[1]:
+            raise UserError("head.kind conv needs square images")
+        self.test_ids = self.held.units.tolist()
+        self.counts = {"training": len(self.labels), "test": len(self.held_labels)}
+        self.meta: dict[str, Any] = {"kind": "image-classifier", "classes": self.classes}
+        digest = hashlib.sha256(repr((self.labels, self.held_labels)).encode())
+        for part in (self.units, self.held):
+            digest.update(part.units.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def check(self, chosen: Sequence[int], seed: int) -> None:
+        check_classes([self.labels[i] for i in chosen], self.classes, len(chosen), seed)
+
+    def trial(
+        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
+    ) -> ImageTrial:
+        return ImageTrial(self, config, graph, chosen, seed, device)
+
+
+class ImageTrial:
+    def __init__(
+        self,
+        target: ImageTarget,
+        config: TransferConfig,
+        graph: GraphSource,
+        chosen: Sequence[int],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        features, head = config.features, config.head
+        if features.kind == "glove-50d" or features.chars:
+            raise UserError("pixels have no word vectors and no characters; features.kind learned or random is needed")
+        self.target, self.graph, self.chosen, self.device = target, graph, chosen, device
+        self.lengths = [target.units.units.shape[1]] * len(chosen)
+        vectors = torch.randn(target.vocab_size, features.dim, generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)
+        self.model = TextClassifier(
+            WordFeatures(WordTable({}, vectors), features.kind == "learned"),
+            graph,
+            len(target.classes),
+            features.states,
+            head.kind,
+            head.hidden,
+            head.dropout,
+            **mixing(config),
+        )
+        self.patterns = self.model.layer_patterns()
+
+    def _scores(self, rows: PixelRows, indices: Sequence[int]) -> Tensor:
+        units, lengths = (part.to(self.device) for part in rows.batch(indices))
+        return self.model(units, lengths, self.graph.queries_keys(units, lengths))
+
+    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
+        chosen = [self.chosen[i] for i in indices]
+        scores = self._scores(self.target.units, chosen)
+        labels = torch.tensor([self.target.labels[i] for i in chosen], device=self.device)
+        return F.cross_entropy(scores, labels), len(indices), self.lengths[0] * len(indices)
+
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        self.model.eval()
+        right, labels = 0, self.target.held_labels
+        size = max(1, min(TEST_BATCH, 2**16 // self.lengths[0]))
+        for start in range(0, len(labels), size):
+            part = range(start, min(start + size, len(labels)))
+            found = self._scores(self.target.held, part).argmax(-1).tolist()
+            right += sum(labels[i] == label for i, label in zip(part, found, strict=True))
+        return {"accuracy": right / len(labels)}
