@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Run:
     """One trained model: its figures (accuracy, or f1 and exact_match, from 0 to 1), shares of zero weights and dead
-    rows in the graph, seconds."""
+    rows in the graph, seconds, and what was counted on the way."""
 
     graph: str
     seed: int
@@ -19,6 +19,7 @@ class Run:
     share_zero: float | None
     share_dead: float | None
     seconds: float
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def compare(runs: Sequence[Run], measure: str = "accuracy") -> dict[str, Any]:

@@ -109,7 +109,8 @@ def run(
         with RunFolder(out / f"{name}-{seed}", sections, may_change, default_values(config)) as folder:
             row = train(task, settings, folder, world)
     share_zero, share_dead = statistics(graph, target.test_ids, device)
-    return Run(name, seed, {name: row[name] for name in target.measures}, share_zero, share_dead, row["seconds"])
+    figures = {name: row[name] for name in target.measures}
+    return Run(name, seed, figures, share_zero, share_dead, row["seconds"], dict(trial.counts))
 
 
 def _graph(

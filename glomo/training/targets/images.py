@@ -125,6 +125,7 @@ class ImageTrial:
             **mixing(config),
         )
         self.patterns = self.model.layer_patterns()
+        self.counts: dict[str, int] = {}
 
     def _scores(self, rows: PixelRows, indices: Sequence[int]) -> Tensor:
         units, lengths = (part.to(self.device) for part in rows.batch(indices))

@@ -117,7 +117,7 @@ class PairTrial:
             head.dropout,
             **mixing(config),
         )
-        self.patterns = self.model.layer_patterns()
+        self.patterns, self.counts = self.model.layer_patterns(), table.counts
 
     def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
         first, second = (padded([side[i] for i in indices], self.device) for side in self.rows)

@@ -93,9 +93,7 @@ class SpanTarget:
 
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
         if not isinstance(vocabulary, Vocabulary):
-            raise UserError(
-                "answers are spans of words, and the graph's vocabulary is of subwords; one of words is needed"
-            )
+            raise UserError("answers are spans of words, but the units of the graph are none; one of words is needed")
         train, test = spans(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [example.article or example.paragraph for example in train])
@@ -163,7 +161,7 @@ class SpanTrial:
             config.head.dropout,
             **mixing(config),
         )
-        self.patterns = self.model.layer_patterns()
+        self.patterns, self.counts = self.model.layer_patterns(), self.table.counts
 
     def _scores(self, questions: Questions, indices: Sequence[int]) -> tuple[Tensor, Tensor, int]:
         """The reader's scores, and how many units it has read."""

@@ -24,31 +24,49 @@ Example = TypeVar("Example")
 class Trial(Protocol):
     """One graph and one seed on a task."""
 
-    model: nn.Module
-    patterns: dict[str, str]
-    """the model's layer groups, from the bottom to the top"""
-    lengths: Sequence[int]
-    """units of each training example"""
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The model's layer groups, from the bottom to the top."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Units of each training example."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the model cannot see of the task."""
 
     def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
         """(mean loss, examples, units) of these training examples."""
 
     def test(self) -> dict[str, float]:
-        """The figures of the task, each from 0 to 1, the one that graphs are compared by first."""
+        """The figures of the task, each from 0 to 1."""
 
 
 class Target(Protocol):
     """A task, in units of the graph's vocabulary."""
 
-    measures: Sequence[str]
-    """the names of a trial's figures"""
-    counts: Mapping[str, int]
-    """how many examples there are, and how many were left out or changed, and why"""
-    test_ids: Sequence[Sequence[int]]
-    """units of the rows that graphs are made of, of the test examples"""
-    meta: Mapping[str, Any]
-    """what a checkpoint says of the task"""
-    fingerprint: str
+    @property
+    def measures(self) -> Sequence[str]:
+        """The names of a trial's figures, the one that graphs are compared by first."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many examples there are, and how many were left out or changed, and why."""
+
+    @property
+    def test_ids(self) -> Sequence[Sequence[int]]:
+        """Units of the rows that graphs are made of, of the test examples."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What a checkpoint says of the task."""
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int:
         """How many training examples."""

@@ -108,7 +108,7 @@ class TextTrial:
             head.dropout,
             **mixing(config),
         )
-        self.patterns = self.model.layer_patterns()
+        self.patterns, self.counts = self.model.layer_patterns(), table.counts
 
     def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
         units, lengths = padded([self.rows[i] for i in indices], self.device)

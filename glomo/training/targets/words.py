@@ -28,6 +28,14 @@ class WordTable:
     unseen_characters: int = 0
     """words with a character that the training texts lack"""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        unseen = {"words with a character that the training texts lack": self.unseen_characters}
+        without = int((self.vectors[2:] == 0).all(1).sum())
+        return (unseen if self.characters is not None else {}) | (
+            {"words without a vector": without} if without else {}
+        )
+
     def encode(self, words: Iterable[str]) -> list[int]:
         return [self.rows.get(word, 1) for word in words]
 
