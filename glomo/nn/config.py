@@ -13,6 +13,7 @@ _CHOICES = {
     "norm": ("layer", "none"),
     "sparsity": ("bias", "threshold"),
     "activation": ("relu2", "softmax", "uniform"),
+    "distance_start": ("flat", "slopes"),
     "update": ("gru", "gru_product", "linear"),
     "objective": ("unit", "sentence"),
 }
@@ -101,6 +102,18 @@ class GLoMoConfig:
 
     distance_bias: int = 0
     """Add to s a learned number per head and distance t - j; distances above this one share it."""
+    distance_start: str = "flat"
+    """Start values of these numbers: `flat`, zeros; `slopes`, the heads h of the first half of a layer have
+    1 - initial_bias - 2 start_gain^2 (distance - 1) / 4^h, the others zeros: the first head then starts near to reading
+    the unit next to its target alone, the second to the next four."""
+    keys_before: bool = False
+    """The key of a unit comes from the units before it, without itself: what a target reads are then units that followed
+    something, which it can be like itself."""
+    tied_start: bool = False
+    """The key network and its projection start as copies of the query's, so that scores start high between equal
+    contexts."""
+    start_gain: float = 1.0
+    """Factor of the start values of what projects queries and keys: scores differ by its square more."""
     masked_sources: tuple[int, ...] = ()
     """Unit ids that no target may read, such as sentence marks, which otherwise act as sinks."""
     rescue_weight: float = 0.0
@@ -126,6 +139,8 @@ class GLoMoConfig:
                 )
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
+        if self.coupled and (self.keys_before or self.tied_start):
+            raise UserError("model.keys_before and model.tied_start are of networks, which a coupled model has none of.")
         if self.rescue_weight and self.activation != "relu2":
             raise UserError(f"model.rescue_weight needs model.activation relu2; the activation is {self.activation}.")
 

@@ -61,6 +61,16 @@ class GraphDirection(nn.Module):
             self.bias = nn.Parameter(torch.full((config.layers,), config.initial_bias))
         if config.distance_bias:
             self.distance = nn.Parameter(torch.zeros(count, config.distance_bias))
+            if config.distance_start == "slopes":
+                start = self.distance.data.unflatten(0, (config.layers, config.heads))
+                for head in range(config.heads // 2):
+                    slope = 2 * config.start_gain**2 * 0.25**head
+                    start[:, head] = 1 - config.initial_bias - slope * torch.arange(config.distance_bias)
+        for projection in (self.to_query, self.to_key):
+            projection.weight.data *= config.start_gain
+        if config.tied_start:
+            self.key_cnn.load_state_dict(self.query_cnn.state_dict())
+            self.to_key.load_state_dict(self.to_query.state_dict())
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, *, reversed: bool = False) -> Graphs:
         config = self.config
@@ -70,7 +80,10 @@ class GraphDirection(nn.Module):
             return self._graphs(nothing, nothing, 1.0, attn_mask, reversed)
         if config.coupled:
             return self._graphs(*self._coupled(x, attn_mask, reversed), attn_mask, reversed)
-        projected = self._project(self.query_cnn(x), self.key_cnn(x), range(config.layers))
+        for_key = self.key_cnn(x)
+        if config.keys_before:
+            for_key = F.pad(for_key, (0, 0, 1, 0))[:, :-1]
+        projected = self._project(self.query_cnn(x), for_key, range(config.layers))
         return self._graphs(*projected, attn_mask, reversed)
 
     def _graphs(
