@@ -140,7 +140,9 @@ class GLoMoConfig:
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
         if self.coupled and (self.keys_before or self.tied_start):
-            raise UserError("model.keys_before and model.tied_start are of networks, which a coupled model has none of.")
+            raise UserError(
+                "model.keys_before and model.tied_start are of networks, which a coupled model has none of."
+            )
         if self.rescue_weight and self.activation != "relu2":
             raise UserError(f"model.rescue_weight needs model.activation relu2; the activation is {self.activation}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,10 +19,13 @@ from glomo.training.config import check_range, default_values, to_dict
 from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_meta
 from glomo.training.run_folder import RunFolder
+from glomo.training.staging import MakeStages
 from glomo.training.targets.images import PixelRows, holds_images, images_of, pixels_for
 from glomo.training.targets.words import glove
 from glomo.training.texts import build_vocabulary, fingerprint, unlabelled
-from glomo.training.train_config import TrainConfig
+from glomo.training.train_config import TrainConfig, schedule_of
+from glomo.transfer.groups import LayerGroup
+from glomo.transfer.stages import Stage
 
 STATISTICS_WINDOWS = 8  # zeros and dead rows are counted on so many held-out windows: their graphs are held in full
 
@@ -75,6 +79,36 @@ class PretrainData:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """The [pace] section: when and how fast the graph's own networks learn (queries, keys and biases)."""
+
+    graph_rate: float = 1.0
+    """factor of their learning rate"""
+    graph_from: int = 0
+    """steps in which they stay at their start values, while the rest learns to use the graphs that these give"""
+
+    def __post_init__(self) -> None:
+        check_range("pace.graph_rate", self.graph_rate, 0)
+        check_range("pace.graph_from", self.graph_from, 0)
+
+    def stages(self, train: TrainConfig) -> MakeStages | None:
+        """The groups "graph" and "rest" -> stages of train.steps together; None where there is nothing to say."""
+        if self == Pace():
+            return None
+        schedule, later = schedule_of(train), {"rest": train.lr, "graph": train.lr * self.graph_rate}
+        first = min(self.graph_from, train.steps) if self.graph_rate else train.steps
+
+        def stages(groups: Sequence[LayerGroup]) -> list[Stage]:
+            parts = [
+                Stage("start graph", first, {"rest": train.lr}, schedule, 0, train.steps),
+                Stage("all", train.steps - first, later, schedule, first, train.steps),
+            ]
+            return [stage for stage in parts if stage.steps]
+
+        return stages
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """A pre-training recipe."""
 
@@ -83,6 +117,7 @@ class PretrainConfig:
     data: PretrainData = field(default_factory=PretrainData)
     model: GLoMoConfig = field(default_factory=GLoMoConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    pace: Pace = field(default_factory=Pace)
 
 
 def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
@@ -137,6 +172,10 @@ def pretrain_on(
         {"vocabulary": vocabulary.fingerprint, **(identity or {})},
         "pretrain",
     )
+    task.stages = config.pace.stages(config.train)
+    if task.stages:
+        graph = r"graph_predictor\.directions"
+        task.groups = {"rest": rf"(?!{graph})", "graph": graph}
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
