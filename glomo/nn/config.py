@@ -107,8 +107,8 @@ class GLoMoConfig:
     1 - initial_bias - 2 start_gain^2 (distance - 1) / 4^h, the others zeros: the first head then starts near to reading
     the unit next to its target alone, the second to the next four."""
     keys_before: bool = False
-    """The key of a unit comes from the units before it, without itself: what a target reads are then units that followed
-    something, which it can be like itself."""
+    """The key of a unit comes from the units before it, without itself: a target can then read units that followed what
+    it is itself."""
     tied_start: bool = False
     """The key network and its projection start as copies of the query's, so that scores start high between equal
     contexts."""
@@ -140,9 +140,7 @@ class GLoMoConfig:
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
         if self.coupled and (self.keys_before or self.tied_start):
-            raise UserError(
-                "model.keys_before and model.tied_start are of networks, which a coupled model has none of."
-            )
+            raise UserError("model.keys_before and model.tied_start are of networks, and a coupled model has none.")
         if self.rescue_weight and self.activation != "relu2":
             raise UserError(f"model.rescue_weight needs model.activation relu2; the activation is {self.activation}.")
 

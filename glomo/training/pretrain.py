@@ -175,7 +175,7 @@ def pretrain_on(
     task.stages = config.pace.stages(config.train)
     if task.stages:
         graph = r"graph_predictor\.directions"
-        task.groups = {"rest": rf"(?!{graph})", "graph": graph}
+        task.groups = {"rest": rf"(?!{graph}).+", "graph": graph}
     if world.rank:
         return train(task, config.train, None, world)
     with RunFolder(out, to_dict(config), defaults=default_values(config)) as folder:
