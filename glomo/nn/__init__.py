@@ -3,7 +3,7 @@ multi-head attention in the place of PyTorch's (`MultiheadAttention`), the Trans
 `LanguageModel`)."""
 
 from glomo.nn.attention import MultiheadAttention
-from glomo.nn.baselines import BandGraph, GraphSource, NoGraph, UniformGraph
+from glomo.nn.baselines import BandGraph, GraphSource, MatchGraph, NoGraph, UniformGraph
 from glomo.nn.config import GLoMoConfig
 from glomo.nn.decoder import ContextDecoder
 from glomo.nn.feature_predictor import FeaturePredictor
@@ -29,6 +29,7 @@ __all__ = [
     "GraphTransfer",
     "Graphs",
     "LanguageModel",
+    "MatchGraph",
     "MultiheadAttention",
     "NoGraph",
     "Transformer",

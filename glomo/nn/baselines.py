@@ -72,3 +72,20 @@ class BandGraph(nn.Module):
         position = torch.arange(size, device=token_ids.device)
         near = (position[:, None] - position <= self.width).float()[None]
         return tuple(Graphs(nothing, nothing, near, reversed=backward, eps=0.0) for backward in (False, True))
+
+
+class MatchGraph(nn.Module):
+    """Every target reads the other places of its own unit equally, before it and after it: the simplest link that
+    depends on what is there. The row of a unit that stands once is zero, and so is that of an unknown one."""
+
+    num_directions = 1
+    num_layers = 1
+    num_heads = 1
+
+    def queries_keys(self, token_ids: Tensor, lengths: Tensor) -> tuple[Graphs, ...]:
+        batch, size = token_ids.shape
+        nothing = torch.zeros(batch, 1, size, 1, device=token_ids.device)
+        known = (token_ids > 1) & (torch.arange(size, device=token_ids.device) < lengths.to(token_ids.device)[:, None])
+        same = (token_ids[:, :, None] == token_ids[:, None]) & known[:, :, None]
+        same &= ~torch.eye(size, dtype=torch.bool, device=token_ids.device)
+        return (Graphs(nothing, nothing, same.float()[:, None], is_causal=False, eps=0.0),)

@@ -48,7 +48,7 @@ class Study:
     transfer: tuple[str, ...] = ()
     """recipes of `glomo transfer`, with commas between, each a task that every variant is tried on"""
     variants: tuple[str, ...] = ("learned: learned", *(f"{name}: {name}" for name in GRAPHS if name != "learned"))
-    """each a name, a colon, a graph (none, uniform, band, random, learned), and what it changes of the recipes:
+    """each a name, a colon, a graph (none, uniform, band, match, random, learned), and what it changes of the recipes:
     "softmax: learned --pretrain.model.activation softmax", "last layer: learned --transfer.graph.layers last". The
     first is what all others are compared to"""
     every: str = ""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glomo.data import AnyVocabulary, BucketBatches
 from glomo.errors import UserError
-from glomo.nn import BandGraph, FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
+from glomo.nn import BandGraph, FrozenGraph, GLoMoConfig, MatchGraph, NoGraph, UniformGraph, random_graph
 from glomo.nn.baselines import GraphSource
 from glomo.training.checkpoint import replace_file
 from glomo.training.comparison import Run, compare
@@ -123,4 +123,4 @@ def _graph(
         return random_graph(settings, vocabulary, seed)
     if name == "band":
         return BandGraph(config.graph.band)
-    return UniformGraph() if name == "uniform" else NoGraph()
+    return {"uniform": UniformGraph, "match": MatchGraph, "none": NoGraph}[name]()

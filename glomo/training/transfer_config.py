@@ -11,7 +11,7 @@ from glomo.training.texts import LabelledData
 from glomo.training.train_config import TrainConfig
 from glomo.training.tune import Tune
 
-GRAPHS = ("none", "uniform", "band", "random", "learned")
+GRAPHS = ("none", "uniform", "band", "match", "random", "learned")
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,8 @@ class Head:
 class Compare:
     """The [compare] section: which graphs, how often."""
 
-    graphs: tuple[str, ...] = GRAPHS
-    """of none, uniform, band, random, learned, with commas between"""
+    graphs: tuple[str, ...] = ("none", "uniform", "band", "random", "learned")
+    """of none, uniform, band, match (units that are equal), random, learned, with commas between"""
     seeds: int = 3
     """runs of each graph, with the seeds train.seed, train.seed + 1, ..."""
 

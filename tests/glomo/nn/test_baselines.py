@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from glomo.errors import UserError
-from glomo.nn import BandGraph, GraphTransfer, NoGraph, UniformGraph
+from glomo.nn import BandGraph, GraphTransfer, MatchGraph, NoGraph, UniformGraph
 
 LENGTHS = torch.tensor([5, 3, 1, 0])
 TOKENS = torch.ones(4, 5, dtype=torch.long)
@@ -53,3 +53,17 @@ def test_statistics_of_the_controls():
 def test_band_needs_a_width():
     with pytest.raises(UserError, match="0"):
         BandGraph(0)
+
+
+def test_match_graph_is_the_mean_of_the_equal_units_elsewhere():
+    torch.manual_seed(0)
+    features, tokens = torch.randn(3, 6, 4), torch.tensor([[3, 4, 3, 5, 3, 1], [1, 1, 7, 7, 7, 7], [2, 0, 0, 0, 0, 0]])
+    lengths = torch.tensor([6, 4, 1])
+    transfer = GraphTransfer(MatchGraph(), 4, num_mixtures=1, fusion="none")
+    out = transfer(features, lengths, MatchGraph().queries_keys(tokens, lengths))
+    for row, length in enumerate(lengths.tolist()):
+        units = tokens[row, :length].tolist()
+        for t, unit in enumerate(units):
+            places = [j for j in range(length) if j != t and units[j] == unit and unit > 1]
+            expected = features[row, places].mean(0) if places else torch.zeros(4)
+            torch.testing.assert_close(out[row, t], expected)
