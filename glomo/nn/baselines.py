@@ -86,6 +86,6 @@ class MatchGraph(nn.Module):
         batch, size = token_ids.shape
         nothing = torch.zeros(batch, 1, size, 1, device=token_ids.device)
         known = (token_ids > 1) & (torch.arange(size, device=token_ids.device) < lengths.to(token_ids.device)[:, None])
-        same = (token_ids[:, :, None] == token_ids[:, None]) & known[:, :, None]
+        same = (token_ids[:, :, None] == token_ids[:, None]) & known[:, :, None] & known[:, None]
         same &= ~torch.eye(size, dtype=torch.bool, device=token_ids.device)
         return (Graphs(nothing, nothing, same.float()[:, None], is_causal=False, eps=0.0),)
