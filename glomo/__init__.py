@@ -15,6 +15,7 @@ from .kernels import (
     relu2_attention_varlen,
     relu2_graph_mix,
 )
+from .pretrained import load_pretrained
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "attention",
     "attention_varlen",
     "graph_mix",
+    "load_pretrained",
     "patch_sdpa",
     "relu2_affinity",
     "relu2_attention",

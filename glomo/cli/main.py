@@ -20,6 +20,7 @@ COMMANDS = {
     "probe": "what each layer of a trained model tells, beside control tasks",
     "translate": "train a translator on sentence pairs; use it; judge it",
     "plot": "draw the graph over a sentence",
+    "export": "write a graph without what trained it, in half precision",
     "demo": "all of it on real text in three minutes",
     "info": "which backends run here, and why",
     "data": "ls: the open data sets; fetch: download one",

@@ -13,6 +13,7 @@ from torch import Tensor
 from glomo.data import AnyVocabulary, vocabulary_from_dict
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig
+from glomo.pretrained import FOLDER, pretrained_names
 from glomo.training import checkpoint
 from glomo.transfer.vocabulary import converted_rows
 
@@ -70,13 +71,35 @@ def model_in(
 
 
 def load_graph(path: str | Path) -> FrozenGraph:
-    """The graph in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else its ``final/``).
+    """The graph in a checkpoint folder, or in a run folder (its ``best/`` if there is one, else its ``final/``); where
+    there is no such folder, the graph of that name that comes with the package (`glomo.load_pretrained`).
 
     Raises UserError when the folder is missing, damaged, or holds no graph, and when its vocabulary is not the one that
     the graph was trained with.
     """
+    if str(path) in pretrained_names() and not Path(path).exists():
+        path = FOLDER / str(path)
     with model_in(path, "graph", "graph", ("best", "final")) as (found, vocabulary):
         return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
+
+
+def export_graph(path: str | Path, folder: Path) -> int:
+    """Write what `load_graph` needs of a graph, its weights in half precision, to ``folder``; returns its bytes.
+
+    Raises UserError as `load_graph` does, and for a folder that is there already.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another folder")
+    with model_in(path, "graph", "graph", ("best", "final")) as (found, vocabulary):
+        FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)  # fits, or is a sentence
+    prefix = "graph_predictor."
+    weights = {name: value.half() for name, value in found.weights.items() if name.startswith(prefix)}
+    lost = [name for name, value in weights.items() if not value.isfinite().all()]
+    if lost:
+        raise UserError(f"{lost[0]} has numbers that half precision cannot hold")
+    kept = ("kind", "model", "vocabulary", "vocabulary_fingerprint", "config", "step", "valid_loss")
+    checkpoint.save(folder, weights, None, {name: found.meta[name] for name in kept if name in found.meta})
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 END = "\0end"

@@ -1,0 +1,171 @@
+"""Studies: one table of graphs from several pre-trainings, and controls, that goes on where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glomo.errors import UserError
+from glomo.training import study as module
+from glomo.training.study import Study, StudyConfig, study, summary, table
+
+HERE = Path(__file__).parents[2] / "data"
+PRETRAIN = f"""
+command = "pretrain"
+[data]
+text = ["{HERE / "hamlet-act-1.txt"}"]
+vocab_size = 300
+length = 32
+[model]
+dim = 16
+layers = 2
+heads = 2
+head_dim = 8
+conv_blocks = 1
+decoder_layers = 1
+[train]
+steps = 2
+threads = 1
+device = "cpu"
+"""
+TRANSFER = f"""
+command = "transfer"
+[data]
+train = "{HERE / "speeches-train.csv"}"
+test = "{HERE / "speeches-test.csv"}"
+length = 20
+[features]
+dim = 8
+[head]
+hidden = 8
+[train]
+steps = 2
+threads = 1
+device = "cpu"
+"""
+VARIANTS = (
+    "learned: learned",
+    "softmax: learned --pretrain.model.activation softmax",
+    "last layer: learned --transfer.graph.layers last",
+    "none: none",
+)
+
+
+@pytest.fixture
+def recipes(tmp_path):
+    (tmp_path / "graph.toml").write_text(PRETRAIN)
+    (tmp_path / "task.toml").write_text(TRANSFER)
+    return Study(str(tmp_path / "graph.toml"), (str(tmp_path / "task.toml"),), VARIANTS, seeds=2, graphs=2, jobs=2)
+
+
+def test_a_study_is_done_once(recipes, tmp_path, capsys):
+    out = tmp_path / "out"
+    results = study(StudyConfig(replace(recipes, seeds=1, graphs=1)), out)
+    assert json.loads((out / "results.json").read_text()) == results
+    # one pre-training for each way to pre-train, not for each variant
+    assert sorted(path.name for path in (out / "graphs").glob("*.done")) == [
+        "as-it-is-0.done",
+        "model.activation-softmax-0.done",
+    ]
+    runs = {(run["variant"], run["seed"]) for run in results["runs"]}
+    assert runs == {(name, 0) for name in ("learned", "softmax", "last layer", "none")}
+    assert results["losses"]["learned"] == results["losses"]["last layer"] != results["losses"]["softmax"]
+    assert results["losses"]["none"] == []
+    assert "6 of 6" not in capsys.readouterr().err
+    for name, graph in (("learned", "learned"), ("none", "none")):
+        config = (out / "task" / f"{name}-0" / "config.toml").read_text()
+        assert f'graphs = ["{graph}"]' in config
+    assert 'layers = "last"' in (out / "task" / "last-layer-0" / "config.toml").read_text()
+
+    capsys.readouterr()
+    assert study(StudyConfig(replace(recipes, seeds=1, graphs=1)), out) == results
+    assert capsys.readouterr().err == ""  # nothing was run
+    text = table(results)
+    assert text.splitlines()[0] == "task"
+    assert "it - learned" in text
+
+
+def test_the_second_seed_takes_the_second_graph(recipes, tmp_path):
+    study(StudyConfig(replace(recipes, variants=("learned: learned",))), tmp_path / "out")
+    paths = [
+        next(
+            line
+            for line in (tmp_path / "out/task" / f"learned-{seed}/config.toml").read_text().splitlines()
+            if line.startswith("path")
+        )
+        for seed in (0, 1)
+    ]
+    assert [path.rstrip('"').rsplit("-", 1)[1] for path in paths] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"variants": ("x: lerned",)}, "'lerned' is no graph; the nearest known one is learned"),
+        ({"variants": ("x: learned --model.dim 3",)}, "is neither --pretrain. nor --transfer."),
+        ({"variants": ("a b: none", "a-b: none")}, "two whose folder would be 'a-b'"),
+        ({"variants": ()}, "study.variants is empty"),
+        ({"variants": ("x: learned --pretrain.model.dmi 3",)}, "unknown key model.dmi"),
+        ({"variants": ("x: none --transfer.graph.layers third",)}, "graph.layers is 'third'"),
+        ({"pretrain": ""}, "names no recipes"),
+        ({"seeds": 0}, "study.seeds is 0"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(recipes, tmp_path, monkeypatch, change, sentence):
+    monkeypatch.setattr(module, "_do", lambda *_: pytest.fail("something was run"))
+    with pytest.raises(UserError, match=sentence):
+        study(StudyConfig(replace(recipes, **change)), tmp_path / "out")
+
+
+def test_a_run_that_fails_is_a_sentence(recipes, tmp_path):
+    broken = replace(recipes, variants=("x: none --transfer.data.train nothing.csv",), seeds=1, graphs=1)
+    with pytest.raises(UserError, match=r"ended with the code 2: glomo: .*nothing.csv"):
+        study(StudyConfig(broken), tmp_path / "out")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_study_that_is_stopped_goes_on(recipes, tmp_path):
+    (tmp_path / "graph.toml").write_text(PRETRAIN.replace("steps = 2\n", "steps = 100000\n"))
+    (tmp_path / "study.toml").write_text(
+        'command = "study"\n[study]\n'
+        f'pretrain = "{tmp_path / "graph.toml"}"\ntransfer = ["{tmp_path / "task.toml"}"]\n'
+        'variants = ["learned: learned"]\nseeds = 1\n'
+    )
+    line = [sys.executable, "-m", "glomo", "study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "out" / "graphs" / "as-it-is-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert "the same command goes on" in process.stderr.read()
+    steps = len(metrics.read_text().splitlines())
+    assert list((metrics.parent / "checkpoints").iterdir())
+    # the pre-training was told to save, and goes on from there when it is shorter
+    (tmp_path / "graph.toml").write_text(PRETRAIN.replace("steps = 2\n", f"steps = {steps + 1}\n"))
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    assert len(metrics.read_text().splitlines()) == steps + 1
+
+
+def test_differences_are_paired():
+    def run(variant, seed, score):
+        return {"task": "t", "variant": variant, "seed": seed, "measure": "f1", "figures": {"f1": score, "em": 0.1}} | {
+            "share_zero": None,
+            "share_dead": None,
+            "seconds": 1.0,
+        }
+
+    runs = [run("a", 0, 0.50), run("a", 1, 0.70), run("b", 0, 0.53), run("b", 1, 0.71)]
+    rows = summary(runs, {"a": [1.0], "b": []})["tasks"]["t"]["rows"]
+    assert rows[0]["difference"] is None
+    difference = rows[1]["difference"]
+    assert difference["mean"] == pytest.approx(0.02)
+    assert difference["error"] == pytest.approx(0.01)  # (0.03, 0.01): deviation 0.01 sqrt(2), of two seeds
+    assert rows[1]["figures"] == {"f1": pytest.approx(0.62), "em": pytest.approx(0.1)}
