@@ -12,7 +12,7 @@ from glomo.errors import UserError
 _CHOICES = {
     "norm": ("layer", "none"),
     "sparsity": ("bias", "threshold"),
-    "activation": ("relu2", "softmax", "uniform"),
+    "activation": ("relu2", "softmax", "uniform", "none", "rnn"),
     "distance_start": ("flat", "slopes"),
     "update": ("gru", "gru_product", "linear"),
     "objective": ("unit", "sentence"),
@@ -78,7 +78,9 @@ class GLoMoConfig:
     eps: float = 1e-6
     """Added to the sum of squares that normalises a row."""
     activation: str = "relu2"
-    """`relu2`; ablations: `softmax`, and `uniform` (every strictly earlier source equally, no key or query network)."""
+    """`relu2`; ablations: `softmax`, and without key and query networks `uniform` (every strictly earlier source
+    equally), `none` (nothing is read: what a unit itself tells), and `rnn` (no graph, but a GRU of `layers` layers over
+    the units in the place of the feature predictor: a language model to judge the graph's share of the loss by)."""
 
     update: str = "gru"
     """v: `gru` reads the aggregate a (paper), `gru_product` reads [a * f ; a] (released), `linear` is f + W_l a."""
@@ -139,10 +141,19 @@ class GLoMoConfig:
                 )
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
+        if self.coupled and not self.learns_graphs:
+            raise UserError(
+                f"model.coupled says where queries and keys come from; model.activation {self.activation} has none."
+            )
         if self.coupled and (self.keys_before or self.tied_start):
             raise UserError("model.keys_before and model.tied_start are of networks, and a coupled model has none.")
         if self.rescue_weight and self.activation != "relu2":
             raise UserError(f"model.rescue_weight needs model.activation relu2; the activation is {self.activation}.")
+
+    @property
+    def learns_graphs(self) -> bool:
+        """Whether there are queries and keys that learn."""
+        return self.activation in ("relu2", "softmax")
 
     @property
     def scale(self) -> float:

@@ -31,8 +31,10 @@ class GLoMo(nn.Module):
         self.config = config
         self.graph_predictor = GraphPredictor(config)
         # a coupled graph predictor makes its queries and keys from features, so it owns what makes them
-        self._coupled = config.coupled and config.activation != "uniform"
-        if not self._coupled:
+        self._coupled = config.coupled
+        if config.activation == "rnn":
+            self.rnns = nn.ModuleList(nn.GRU(config.dim, config.dim, config.layers, batch_first=True) for _ in range(2))
+        elif not self._coupled:
             self.feature_predictors = nn.ModuleList([FeaturePredictor(config), FeaturePredictor(config)])
         self.decoders = nn.ModuleList(ContextDecoder(config.dim, config.decoder_layers) for _ in range(2))
 
@@ -73,6 +75,9 @@ class GLoMo(nn.Module):
         embedded = self.graph_predictor.embed(tokens, lengths)
         for index, units in enumerate((tokens, reverse(tokens, lengths))):
             graphs = self.graph_predictor.direction(index, units, embedded[index])
+            if self.config.activation == "rnn":
+                found.append((units, embedded[index], graphs, self.rnns[index](embedded[index])[0]))
+                continue
             if self._coupled:
                 predictor = self.graph_predictor.directions[index].get_submodule("features")
             else:

@@ -43,7 +43,7 @@ class GraphDirection(nn.Module):
     def __init__(self, config: GLoMoConfig) -> None:
         super().__init__()
         self.config = config
-        if config.activation == "uniform":
+        if not config.learns_graphs:
             return
         count = config.layers * config.heads
         if config.coupled:
@@ -74,10 +74,11 @@ class GraphDirection(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, *, reversed: bool = False) -> Graphs:
         config = self.config
-        if config.activation == "uniform":
-            # scores of a constant 1: every allowed source weighs the same
+        if not config.learns_graphs:
+            # scores of a constant 1: every allowed source weighs the same; of 0: no source has a weight
             nothing = x.new_zeros(x.shape[0], config.layers * config.heads, x.shape[1], 1)
-            return self._graphs(nothing, nothing, 1.0, attn_mask, reversed)
+            constant = 1.0 if config.activation == "uniform" else 0.0
+            return self._graphs(nothing, nothing, constant, attn_mask, reversed)
         if config.coupled:
             return self._graphs(*self._coupled(x, attn_mask, reversed), attn_mask, reversed)
         for_key = self.key_cnn(x)
@@ -91,7 +92,7 @@ class GraphDirection(nn.Module):
     ) -> Graphs:
         config = self.config
         activation = "softmax" if config.activation == "softmax" else "relu2"
-        scale = 1.0 if config.activation == "uniform" else config.scale
+        scale = config.scale if config.learns_graphs else 1.0
         return Graphs(query, key, bias, attn_mask, config.heads, True, reversed, activation, scale, config.eps)
 
     def _project(self, for_query: Tensor, for_key: Tensor, layers: range) -> tuple[Tensor, Tensor, Tensor]:

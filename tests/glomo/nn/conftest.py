@@ -71,11 +71,12 @@ def one_graph(g, config, layer, head, for_query, for_key, ids):
         for j in range(t):
             if ids[j] in config.masked_sources:
                 continue
-            if config.activation == "uniform":
-                score[j] = torch.tensor(1.0, dtype=torch.float64)
+            if config.activation in ("uniform", "none"):
+                score[j] = torch.tensor(float(config.activation == "uniform"), dtype=torch.float64)
                 continue
             q = g.to_query.weight[rows] @ for_query[t] + g.to_query.bias[rows]
-            k = g.to_key.weight[rows] @ for_key[j] + g.to_key.bias[rows]
+            before = for_key[j - 1] if j else torch.zeros_like(for_key[0])
+            k = g.to_key.weight[rows] @ (before if config.keys_before else for_key[j]) + g.to_key.bias[rows]
             s = (q * k).sum() * (1 / math.sqrt(config.head_dim) if config.scaled else 1)
             if config.sparsity == "threshold":
                 s = s - (g.threshold_weight[layer] @ q + g.threshold[layer])
@@ -117,15 +118,29 @@ def update(f_module, config, layer, aggregate, f):
     return gru_cell(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, x, f)
 
 
+def gru(rnn, x):
+    """States `(T, d)` of the last layer, from zeros."""
+    for layer in range(rnn.num_layers):
+        weights = [getattr(rnn, f"{n}_l{layer}") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        h, states = torch.zeros_like(x[0]), []
+        for unit in x:
+            h = gru_cell(*weights, unit, h)
+            states.append(h)
+        x = torch.stack(states)
+    return x
+
+
 def run_direction(model, index, ids):
     """Graphs `[layer][head]` and f^L of one sequence, in the direction's order."""
     config = model.config
     g = model.graph_predictor.directions[index]
-    coupled = config.coupled and config.activation != "uniform"
+    coupled = config.coupled
+    x = model.graph_predictor.embedding.weight[ids] * (config.dim**0.5 if config.scaled_embedding else 1.0)
+    if config.activation == "rnn":
+        return [], gru(model.rnns[index], x)
     f_module = g.features if coupled else model.feature_predictors[index]
-    x = model.graph_predictor.embedding.weight[ids]
     for_query = for_key = None
-    if not coupled and config.activation != "uniform":
+    if not coupled and config.learns_graphs:
         for_query, for_key = causal_cnn(g.query_cnn, x), causal_cnn(g.key_cnn, x)
     f, graphs, width = x, [], config.dim // config.heads
     for layer in range(config.layers):
@@ -151,7 +166,8 @@ def decode(model, index, start, inputs, targets):
     state = [start] * rnn.num_layers
     losses = []
     for step, target in enumerate(targets):
-        x = torch.zeros_like(start) if step == 0 else table[inputs[step - 1]]
+        scale = model.config.dim**0.5 if model.config.scaled_embedding else 1.0
+        x = torch.zeros_like(start) if step == 0 else table[inputs[step - 1]] * scale
         for layer in range(rnn.num_layers):
             names = [f"weight_ih_l{layer}", f"weight_hh_l{layer}", f"bias_ih_l{layer}", f"bias_hh_l{layer}"]
             state[layer] = gru_cell(*(getattr(rnn, n) for n in names), x, state[layer])

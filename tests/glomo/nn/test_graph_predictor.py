@@ -114,3 +114,29 @@ def test_gradcheck(oracle):
         return found.query, found.key, found.bias
 
     assert torch.autograd.gradcheck(graphs, torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True))
+
+
+def test_start_values(oracle):
+    config = {"distance_bias": 5, "distance_start": "slopes", "initial_bias": 1.0, "heads": 4, "dim": 8}
+    direction = oracle.small("paper", **config).graph_predictor.directions[0]
+    start = direction.distance.unflatten(0, (-1, 4))
+    assert start[:, 0].tolist() == [[0.0, -2.0, -4.0, -6.0, -8.0]] * len(start)
+    assert start[:, 1].tolist() == [[0.0, -0.5, -1.0, -1.5, -2.0]] * len(start)
+    assert not start[:, 2:].any()
+    plain = oracle.small("paper").graph_predictor.directions[0]
+    tied = oracle.small("paper", tied_start=True, start_gain=3.0).graph_predictor.directions[0]
+    torch.testing.assert_close(tied.to_query.weight, 3 * plain.to_query.weight)
+    assert torch.equal(tied.to_query.weight, tied.to_key.weight)
+    for name, value in tied.query_cnn.state_dict().items():
+        assert torch.equal(value, tied.key_cnn.state_dict()[name])
+    x = torch.randn(1, 4, tied.config.dim, dtype=tied.to_key.weight.dtype)
+    graphs = tied(x)
+    assert torch.equal(graphs.query, graphs.key)  # then scores are greatest between equal contexts
+
+
+def test_keys_before_see_no_unit_of_their_own(oracle):
+    direction = oracle.small("paper", keys_before=True).graph_predictor.directions[0]
+    x = torch.randn(1, 6, direction.config.dim, dtype=direction.to_key.weight.dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(direction(x).key[0, :, 3].sum(), x)
+    reached = gradient[0].abs().sum(-1) > 0
+    assert reached.tolist() == [True, True, True, False, False, False]
