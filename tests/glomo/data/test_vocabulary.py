@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -151,3 +152,27 @@ def test_import_stays_light():
         "print([m for m in ('tokenizers', 'matplotlib') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_buckets_keep_unknown_words_apart():
+    plain, bucketed = (Vocabulary.build(["a b c"], 100, digits=None, buckets=n) for n in (0, 50))
+    assert len(bucketed) == len(plain) + 50
+    assert bucketed.encode("a c") == plain.encode("a c")
+    names = bucketed.encode("Osbourne 1990 osbourne zzz")
+    assert names[0] == names[2]
+    assert len(set(names)) == 3
+    assert all(id >= len(plain) for id in names)
+    assert plain.encode("Osbourne 1990") == [1, 1]
+    assert bucketed.decode(names[:1]) == f"<unk-{names[0] - len(plain)}>"
+    assert bucketed.encode("1990") == [len(plain) + zlib.crc32(b"1990") % 50]
+    again = vocabulary_from_dict(json.loads(json.dumps(bucketed.to_dict())))
+    assert again.words == bucketed.words
+    assert again.fingerprint == bucketed.fingerprint != plain.fingerprint
+    assert "buckets" not in plain.to_dict()  # saved vocabularies without them are what they were
+    marked = Vocabulary.build(["a 7"], 100, buckets=5)
+    assert marked.encode("9") == marked.encode("7")  # numbers have their mark first
+    for wrong in (-1, "3", True):
+        with pytest.raises(UserError, match="buckets"):
+            vocabulary_from_dict({**plain.to_dict(), "buckets": wrong})
+    with pytest.raises(UserError, match="-2 buckets"):
+        Vocabulary(["a"], buckets=-2)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from glomo.nn import GLoMoConfig, GraphPredictor
+from glomo.nn.graph_predictor import GraphDirection
 
 SEQUENCES = ([3, 7, 2, 9, 4, 11], [5, 2, 12], [8])
 
@@ -116,21 +117,21 @@ def test_gradcheck(oracle):
     assert torch.autograd.gradcheck(graphs, torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True))
 
 
-def test_start_values(oracle):
-    config = {"distance_bias": 5, "distance_start": "slopes", "initial_bias": 1.0, "heads": 4, "dim": 8}
-    direction = oracle.small("paper", **config).graph_predictor.directions[0]
-    start = direction.distance.unflatten(0, (-1, 4))
-    assert start[:, 0].tolist() == [[0.0, -2.0, -4.0, -6.0, -8.0]] * len(start)
-    assert start[:, 1].tolist() == [[0.0, -0.5, -1.0, -1.5, -2.0]] * len(start)
+def test_start_values():
+    def direction(**switches):
+        torch.manual_seed(0)
+        return GraphDirection(GLoMoConfig(vocab_size=20, dim=8, layers=2, heads=4, head_dim=4, **switches))
+
+    start = direction(distance_bias=5, distance_start="slopes").distance.unflatten(0, (2, 4))
+    assert start[:, 0].tolist() == [[0.0, -2.0, -4.0, -6.0, -8.0]] * 2
+    assert start[:, 1].tolist() == [[0.0, -0.5, -1.0, -1.5, -2.0]] * 2
     assert not start[:, 2:].any()
-    plain = oracle.small("paper").graph_predictor.directions[0]
-    tied = oracle.small("paper", tied_start=True, start_gain=3.0).graph_predictor.directions[0]
+    plain, tied = direction(), direction(tied_start=True, start_gain=3.0)
     torch.testing.assert_close(tied.to_query.weight, 3 * plain.to_query.weight)
     assert torch.equal(tied.to_query.weight, tied.to_key.weight)
     for name, value in tied.query_cnn.state_dict().items():
         assert torch.equal(value, tied.key_cnn.state_dict()[name])
-    x = torch.randn(1, 4, tied.config.dim, dtype=tied.to_key.weight.dtype)
-    graphs = tied(x)
+    graphs = tied(torch.randn(1, 4, 8))
     assert torch.equal(graphs.query, graphs.key)  # then scores are greatest between equal contexts
 
 
