@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 DIRECTIONS = ("reads what came before", "reads what comes after")
@@ -48,6 +49,43 @@ def heat_maps(graphs: Tensor, num_heads: int, words: Sequence[str], path: Path) 
             axis.tick_params(length=0)
         axes[row][0].set_ylabel("target" if len(graphs) == 1 else f"target ({DIRECTIONS[direction]})", fontsize=8)
     figure.suptitle("weight with which a target (row) reads a source (column)", fontsize=9)
+    _save(figure, path)
+
+
+def offsets(graphs: Tensor, num_heads: int, side: int, path: Path) -> None:
+    """Where pixels read: a map per direction, layer and head of the mean weight by rows and columns from the target,
+    which is the cross in the middle; darker = larger weight.
+
+    Args:
+        graphs: (directions, N, T, T), the mean over images of `side` x `side` = T pixels.
+        num_heads: heads of a layer.
+        path: where the PNG goes.
+    """
+    plt = _pyplot()
+    place = torch.arange(side * side)
+    rows, columns = place // side, place % side
+    row = (rows - rows[:, None]).flatten() + side - 1  # of the source, from the target
+    column = (columns - columns[:, None]).flatten() + side - 1
+    width = 2 * side - 1
+    count, layers = len(graphs) * graphs.size(1) // num_heads, graphs.size(1) // num_heads
+    figure, axes = plt.subplots(
+        count, num_heads, figsize=(1.7 * num_heads + 0.8, 1.7 * count + 0.6), squeeze=False, layout="constrained"
+    )
+    for index in range(count):
+        direction, layer = divmod(index, layers)
+        for head in range(num_heads):
+            weights = graphs[direction, layer * num_heads + head].flatten()
+            total = torch.zeros(width * width).index_add(0, row * width + column, weights)
+            axis = axes[index][head]
+            axis.imshow((total / total.sum().clamp(min=1e-12)).view(width, width).sqrt().numpy(), cmap="magma_r")
+            axis.plot([side - 1], [side - 1], "+", color="tab:blue", markersize=8)
+            axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        axes[index][0].set_ylabel(DIRECTIONS[direction], fontsize=8)
+    figure.suptitle(
+        "where a pixel (the cross) reads, mean over images; side by side = columns, up and down = rows", fontsize=9
+    )
     _save(figure, path)
 
 
