@@ -116,6 +116,8 @@ class Job:
 
     words: tuple[str, ...]
     folder: Path
+    says: str
+    """its configuration, but for what does not change its results and for where the study is: JSON"""
 
     @property
     def stamp(self) -> Path:
@@ -123,8 +125,8 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended well before, called as it would be now."""
-        return self.stamp.exists() and json.loads(self.stamp.read_text()) == list(self.words)
+        """Whether it has ended well before, with the configuration that it would have now."""
+        return self.stamp.exists() and self.stamp.read_text(encoding="utf-8") == self.says
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -234,11 +236,12 @@ def _percent(mean: float, error: float | None, sign: str = "") -> str:
 
 
 def _pretraining(recipe: str, changes: Mapping[str, str], seed: int, out: Path) -> Job:
-    load_recipe(recipe, changes, PretrainConfig, "pretrain")  # a mistake in it is told before anything is trained
+    options = {**changes, "train.seed": str(seed)}
+    config = load_recipe(recipe, options, PretrainConfig, "pretrain")  # a mistake is told before anything is trained
     name = slug(" ".join(f"{key} {value}" for key, value in sorted(changes.items()))) or "as-it-is"
     folder = out / "graphs" / f"{name}-{seed}"
     words = ("pretrain", str(recipe_path(recipe).resolve()), "--out", str(folder))
-    return Job((*words, *_typed({**changes, "train.seed": str(seed)})), folder)
+    return Job((*words, *_typed(options)), folder, _says(config))
 
 
 def _transfer(recipe: str, variant: Variant, seed: int, graph: Path, out: Path) -> Job:
@@ -249,9 +252,16 @@ def _transfer(recipe: str, variant: Variant, seed: int, graph: Path, out: Path) 
         "compare.seeds": "1",
         "train.seed": str(seed),
     }
-    load_recipe(recipe, options, TransferConfig, "transfer")
+    config = load_recipe(recipe, {**options, "graph.path": graph.name}, TransferConfig, "transfer")
     folder = out / f"{slug(variant.name)}-{seed}"
-    return Job(("transfer", recipe, "--out", str(folder), *_typed(options)), folder)
+    return Job(("transfer", recipe, "--out", str(folder), *_typed(options)), folder, _says(config))
+
+
+def _says(config: PretrainConfig | TransferConfig) -> str:
+    no_matter = {key.removeprefix("train.") for key in MAY_CHANGE} - {"steps"}
+    sections = to_dict(config)
+    sections["train"] = {key: value for key, value in sections["train"].items() if key not in no_matter}
+    return json.dumps(sections, sort_keys=True)
 
 
 def _typed(options: Mapping[str, str]) -> list[str]:
@@ -304,7 +314,7 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
                         process.wait(0.2)
             with lock:
                 if code == 0:
-                    replace_file(job.stamp, json.dumps(job.words).encode())
+                    replace_file(job.stamp, job.says.encode())
                     ended += 1
                     print(f"study: {ended} of {len(jobs)}: {job.folder}", file=sys.stderr, flush=True)
                 elif not (stopped_by or failed):

@@ -86,6 +86,9 @@ def test_a_study_is_done_once(recipes, tmp_path, capsys):
     capsys.readouterr()
     assert study(StudyConfig(replace(recipes, seeds=1, graphs=1)), out) == results
     assert capsys.readouterr().err == ""  # nothing was run
+    moved = out.rename(tmp_path / "moved")
+    assert study(StudyConfig(replace(recipes, seeds=1, graphs=1)), moved) == results
+    assert capsys.readouterr().err == ""
     text = table(results)
     assert text.splitlines()[0] == "task"
     assert "it - learned" in text
