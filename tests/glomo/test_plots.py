@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from glomo import plots
 from glomo.cli.main import main
 from glomo.data import Vocabulary
 from glomo.nn import GLoMo, GLoMoConfig
@@ -108,3 +109,35 @@ def test_info_names_every_op_and_why(capsys, monkeypatch):
 def test_demo_refuses_unknown_options(capsys):
     assert main(["demo", "--quick", "yes"]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_offsets_are_counted_from_the_target(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    graphs = torch.zeros(2, 2, 9, 9)  # 3 x 3 pixels
+    graphs[0, 0, 4, 1] = 1.0  # the middle reads the pixel above it
+    graphs[0, 0, 8, 5] = 1.0  # and the last one too
+    graphs[0, 0, 5, 4] = 2.0  # another its neighbour on the left
+    plots.offsets(graphs, 2, 3, tmp_path / "x.png")
+    (figure,) = figures
+    shown = figure.axes[0].get_images()[0].get_array().data
+    expected = torch.zeros(5, 5)
+    expected[1, 2], expected[2, 1] = 0.5**0.5, 0.5**0.5
+    torch.testing.assert_close(torch.from_numpy(shown), expected)
+
+
+def test_a_graph_of_words_has_no_pixels(graph_folder, capsys):
+    assert main(["plot", str(graph_folder), "--images", "mnist"]) == 2
+    assert "is a graph of words" in capsys.readouterr().err
+
+
+def test_a_study_is_a_picture(tmp_path):
+    from glomo.training.study import summary
+
+    def run(variant, seed, score):
+        figures = {"task": "t", "variant": variant, "seed": seed, "measure": "f1", "figures": {"f1": score}}
+        return {**figures, "share_zero": 0.5, "share_dead": 0.0, "seconds": 1.0}
+
+    runs = [run(name, seed, 0.1 * seed + place) for place, name in enumerate(("a", "b $x$")) for seed in (0, 1)]
+    plots.study(summary(runs, {}), tmp_path / "x.png")
+    assert is_png(tmp_path / "x.png")

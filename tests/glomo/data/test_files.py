@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glomo.data import encode_labels, label_names, read_labelled, read_pairs, read_texts
+from glomo.data.files import read_labelled_pairs
 from glomo.errors import UserError
 
 SAMPLES = Path(__file__).parents[2] / "data"
@@ -207,3 +208,15 @@ def test_pairs_that_are_not_whole(tmp_path):
     path.write_text("source\ttarget\n")
     with pytest.raises(UserError, match="no example"):
         read_pairs(path)
+
+
+def test_labelled_pairs(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("text,pair,label\nOne?, first one ,yes\nTwo?,second,no\n")
+    assert read_labelled_pairs(path) == [("One?", "first one", "yes"), ("Two?", "second", "no")]
+    assert read_labelled_pairs(path, "pair", "text", "label")[0] == ("first one", "One?", "yes")
+    path.write_text("text,pair,label\nOne?, ,yes\n")
+    with pytest.raises(UserError, match="line 2: the field 'pair' is blank, but every example needs two texts and a"):
+        read_labelled_pairs(path)
+    with pytest.raises(UserError, match="'premise'"):
+        read_labelled_pairs(path, "premise")

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,14 +15,17 @@ from glomo.nn import GLoMo, GLoMoConfig
 from glomo.training import checkpoint
 from glomo.training.models import load_graph
 from glomo.training.pretrain import (
+    Pace,
     PretrainConfig,
     PretrainData,
     _held_out,
     build_vocabulary,
     count_predictions,
     pretrain,
+    start_from_vectors,
     validate,
 )
+from glomo.training.targets import words
 from glomo.training.train_config import TrainConfig
 
 HAMLET = Path(__file__).parents[2] / "data" / "hamlet-act-1.txt"
@@ -134,7 +138,7 @@ def test_graphs_that_do_not_fit_their_vocabulary_are_refused(tmp_path):
         ({"model": {"vocab_size": 500, "dim": "16"}}, "meta.json is damaged"),
         ({"model": {"vocab_size": 500, "dim": 16.0}}, "meta.json is damaged"),
         ({"vocabulary_fingerprint": 5}, "meta.json is damaged"),
-        ({"vocabulary": 5}, "'words' or 'subwords' is needed"),
+        ({"vocabulary": 5}, "'words', 'subwords' or 'pixels' is needed"),
         ({"model": {"vocab_size": 500, "dim": 0}}, "final: model.dim is 0"),
         ({"tied": 5}, "is damaged"),
         ({"tied": {"a": []}}, "is damaged"),
@@ -185,3 +189,66 @@ def test_too_little_text(tmp_path):
     row = pretrain(replace(CONFIG, data=replace(DATA, text=(str(text),))), tmp_path / "run")
     assert "valid_loss" not in row
     assert load_graph(tmp_path / "run").config.vocab_size == 5
+
+
+def test_the_graphs_networks_learn_at_a_pace_of_their_own(tmp_path):
+    """Weights after 1, 2 and 4 steps: frozen for two steps, then learning; frozen for good; slower."""
+
+    def weights(pace, steps, name):
+        out = tmp_path / f"{name}-{steps}"
+        pretrain(replace(CONFIG, train=replace(TRAIN, steps=steps, eval_every=0), pace=pace), out)
+        found = checkpoint.load(out / "final").weights
+        graph = {key: value for key, value in found.items() if key.startswith("graph_predictor.directions")}
+        return graph, {key: value for key, value in found.items() if key not in graph}
+
+    def equal(one, other):
+        return all(torch.equal(value, other[key]) for key, value in one.items())
+
+    late = {steps: weights(Pace(graph_from=2), steps, "late") for steps in (1, 2, 4)}
+    assert equal(late[1][0], late[2][0])
+    assert not equal(late[1][1], late[2][1])
+    assert not equal(late[2][0], late[4][0])
+    assert equal(weights(Pace(graph_rate=0.0), 4, "never")[0], late[2][0])
+    start, slow, usual = late[1][0], weights(Pace(graph_rate=0.1), 1, "slow")[0], weights(Pace(), 1, "usual")[0]
+    for key in start:  # AdamW's first step is as large as the rate
+        torch.testing.assert_close(slow[key] - start[key], 0.1 * (usual[key] - start[key]), rtol=0.02, atol=1e-6)
+    with pytest.raises(UserError, match=r"pace.graph_rate is -1"):
+        Pace(graph_rate=-1)
+
+
+def test_a_paced_run_goes_on_to_the_same_bits(tmp_path):
+    config = replace(CONFIG, pace=Pace(graph_rate=0.5, graph_from=2))
+    pretrain(config, tmp_path / "whole")
+    pretrain(replace(config, train=replace(TRAIN, steps=2)), tmp_path / "parts")
+    pretrain(config, tmp_path / "parts")
+    one, other = (checkpoint.load(tmp_path / name / "final").weights for name in ("whole", "parts"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_embeddings_start_from_vectors(monkeypatch):
+    vocabulary = Vocabulary.build(["a b c d"], 10)
+    table = np.arange(6, dtype=np.float32).reshape(2, 3)
+    monkeypatch.setattr(words, "_glove_cache", [({"c": 0, "a": 1, "other": 0}, table)])
+    torch.manual_seed(0)
+    weight = torch.randn(len(vocabulary), 5)
+    before = weight.clone()
+    assert start_from_vectors(weight, vocabulary) == 2
+    rows = vocabulary.encode("c a")
+    vectors = torch.from_numpy(table)
+    expected = (vectors - vectors.mean(0)) * (before.std() / vectors.std())
+    torch.testing.assert_close(weight[rows, :3], expected)
+    weight[rows, :3] = before[rows, :3]
+    assert torch.equal(weight, before)
+    with pytest.raises(UserError, match=r"model.dim is 2; data.vectors has 3 columns"):
+        start_from_vectors(torch.zeros(len(vocabulary), 2), vocabulary)
+
+
+def test_a_sampled_softmax_and_buckets_in_a_recipe(tmp_path):
+    data = replace(DATA, buckets=20, digits=False, vocab_size=100)
+    row = pretrain(replace(CONFIG, data=data, model=replace(SMALL, sampled_softmax=10)), tmp_path / "run")
+    assert row["valid_loss"] > 0
+    vocabulary = load_graph(tmp_path / "run").vocabulary
+    assert len(vocabulary) == 120
+    assert vocabulary.unk_id not in vocabulary.encode("Rosencrantz zzz 1601")
+    with pytest.raises(UserError, match="unknown to subwords"):
+        PretrainData(text=("x",), vocabulary="subwords", buckets=3)
