@@ -123,4 +123,6 @@ def _graph(
         return random_graph(settings, vocabulary, seed)
     if name == "band":
         return BandGraph(config.graph.band)
-    return {"uniform": UniformGraph, "match": MatchGraph, "none": NoGraph}[name]()
+    controls: dict[str, type[UniformGraph] | type[MatchGraph] | type[NoGraph]]
+    controls = {"uniform": UniformGraph, "match": MatchGraph, "none": NoGraph}
+    return controls[name]()
