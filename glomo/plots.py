@@ -135,7 +135,7 @@ def accuracies(results: dict[str, Any], path: Path) -> None:
         axis.errorbar(x, 100 * row["mean"], yerr=spread, fmt="_", color="black", markersize=24, capsize=6)
         axis.plot([x] * len(values), values, "o", alpha=0.5)
     axis.set_xticks(range(len(rows)), list(rows))
-    axis.set_ylabel("test accuracy, %")
+    axis.set_ylabel(f"{results['measure'].replace('_', ' ')}, %")
     axis.set_title(f"{results['task']}: each point a seed, bar = mean ± std", fontsize=9)
     axis.grid(axis="y", alpha=0.3)
     _save(figure, path)

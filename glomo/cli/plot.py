@@ -49,14 +49,17 @@ def draw_offsets(folder: Path, name: str, out: Path) -> list[Path]:
     from glomo.data import Pixels
     from glomo.plots import offsets
     from glomo.training.models import load_graph
-    from glomo.training.targets.images import PixelRows, images_of
+    from glomo.training.targets.images import PixelRows, check_values, images_of
 
     graph = load_graph(folder)
     if not isinstance(graph.vocabulary, Pixels):
         raise UserError(f"{folder} is a graph of words; --images is for one of pixels")
+    check_values(name, graph.vocabulary)
     rows = PixelRows(graph.vocabulary.sequences(images_of(name, "test")[0][:IMAGES]))
+    graphs = torch.zeros(())
     with torch.no_grad():
-        graphs = graph.graph_predictor.graphs(*rows.batch(range(len(rows.units)))).mean(0)
+        for index in range(len(rows.units)):  # one at a time: all of them in full would be gigabytes
+            graphs = graphs + graph.graph_predictor.graphs(*rows.batch([index]))[0] / len(rows.units)
     path = out / "offsets.png"
     offsets(graphs, graph.num_heads, math.isqrt(graphs.size(-1)), path)
     return [path]

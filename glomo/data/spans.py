@@ -56,7 +56,7 @@ def parse_spans(content: bytes, where: str) -> list[SpanExample]:
         ]
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{where} is not of SQuAD's form ({type(error).__name__}: {str(error)[:100]}); needed is "
             '{"data": [{"paragraphs": [{"context": ..., "qas": [{"question": ..., "answers": [...]}]}]}]}'
@@ -112,7 +112,13 @@ def _f1(answer: Sequence[str], right: Sequence[str]) -> float:
     return 2 * common / (len(answer) + len(right)) if common else float(answer == right)
 
 
-_SENTENCE = re.compile(r"""[^.!?]+(?:[.!?]+["')\]]*\s*|$)""")
+_END = re.compile(r"""[.!?]+["')\]]*\s+(?=["'(\[]*[A-Z0-9])""")
+
+
+def _sentences(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """Where sentences begin and end: at marks before white space and a capital or digit, not within start to end."""
+    ends = [match.end() for match in _END.finditer(text) if not start < match.end() <= end]
+    return list(zip([0, *ends], [*ends, len(text)], strict=True))
 
 
 def inference_pairs(examples: Iterable[SpanExample]) -> list[tuple[str, str, str]]:
@@ -120,14 +126,15 @@ def inference_pairs(examples: Iterable[SpanExample]) -> list[tuple[str, str, str
 
     Of each question the sentence in which its first answer begins ("entailment"), and of the other sentences of the
     paragraph without that answer the one that has most of the question's words ("not_entailment"). A paragraph of one
-    sentence gives nothing. (QNLI of GLUE is made so; its sentences are cut by another rule.)
+    sentence gives nothing. A sentence ends at . ! or ? before white space and a capital or a digit, but not within the
+    answer. (QNLI of GLUE is made so; its sentences are cut by another rule.)
 
     Source: Wang et al., ICLR 2019 (GLUE), section 2.3.
     """
     pairs = []
     for example in examples:
         start, answer = example.answers[0]
-        sentences = [(match.start(), match.end()) for match in _SENTENCE.finditer(example.paragraph)]
+        sentences = _sentences(example.paragraph, start, start + len(answer))
         place = next((i for i, (first, end) in enumerate(sentences) if first <= start < end), None)
         if place is None or len(sentences) < 2:
             continue

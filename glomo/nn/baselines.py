@@ -76,7 +76,7 @@ class BandGraph(nn.Module):
 
 class MatchGraph(nn.Module):
     """Every target reads the other places of its own unit equally, before it and after it: the simplest link that
-    depends on what is there. The row of a unit that stands once is zero, and so is that of an unknown one."""
+    depends on what is there. The row of a unit that stands once is zero, and so is that of unit 1, the unknown."""
 
     num_directions = 1
     num_layers = 1

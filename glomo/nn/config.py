@@ -141,9 +141,13 @@ class GLoMoConfig:
                 )
         if self.dim % self.heads:
             raise UserError(f"model.dim is {self.dim}; it must be a multiple of model.heads, which is {self.heads}.")
-        if self.coupled and not self.learns_graphs:
+        if (self.keys_before or self.tied_start) and not self.learns_graphs:
             raise UserError(
-                f"model.coupled says where queries and keys come from; model.activation {self.activation} has none."
+                f"model.keys_before and model.tied_start are of keys; model.activation {self.activation} has none."
+            )
+        if self.distance_start != "flat" and not self.distance_bias:
+            raise UserError(
+                f"model.distance_start is {self.distance_start}, but model.distance_bias, which starts so, is 0."
             )
         if self.coupled and (self.keys_before or self.tied_start):
             raise UserError("model.keys_before and model.tied_start are of networks, and a coupled model has none.")

@@ -31,7 +31,7 @@ class GLoMo(nn.Module):
         self.config = config
         self.graph_predictor = GraphPredictor(config)
         # a coupled graph predictor makes its queries and keys from features, so it owns what makes them
-        self._coupled = config.coupled
+        self._coupled = config.coupled and config.learns_graphs
         if config.activation == "rnn":
             self.rnns = nn.ModuleList(nn.GRU(config.dim, config.dim, config.layers, batch_first=True) for _ in range(2))
         elif not self._coupled:

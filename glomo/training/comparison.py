@@ -45,9 +45,9 @@ def compare(runs: Sequence[Run], measure: str = "accuracy") -> dict[str, Any]:
             graph: {
                 **spread(list(figure[graph].values())),
                 "figures": {name: statistics.fmean(run.figures[name] for run in of[graph]) for name in runs[0].figures},
-                "share_zero": _mean([run.share_zero for run in of[graph]]),
-                "share_dead": _mean([run.share_dead for run in of[graph]]),
-                "seconds": _mean([run.seconds for run in of[graph]]),
+                "share_zero": mean([run.share_zero for run in of[graph]]),
+                "share_dead": mean([run.share_dead for run in of[graph]]),
+                "seconds": mean([run.seconds for run in of[graph]]),
             }
             for graph in graphs
         },
@@ -86,7 +86,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": std, "error": error, "count": len(values)}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,8 @@ class PretrainData:
         check_range("data.side", self.side, 0)
         if self.buckets and self.vocabulary == "subwords":
             raise UserError(f"data.buckets is {self.buckets}, but no piece of a word is unknown to subwords")
+        if self.vectors != "none" and self.vocabulary == "subwords":
+            raise UserError(f"data.vectors is {self.vectors}, which has vectors of words, and the units are subwords")
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
 def _pretrain_on_images(config: PretrainConfig, out: Path) -> dict[str, Any]:
     if len(config.data.dataset) > 1 or config.data.vectors != "none":
         raise UserError("images are pre-trained on one data set at a time, and have no word vectors")
+    if config.data.buckets or config.data.vocabulary != "words":
+        raise UserError("data.buckets and data.vocabulary are of words; the units of images are pixels")
     images, _ = images_of(config.data.dataset[0], "train")
     pixels = pixels_for(config.data.dataset[0], images, config.data.levels, config.data.side)
     rows = PixelRows(pixels.sequences(images))
@@ -156,7 +161,9 @@ def pretrain_on(
     settings = dataclasses.replace(config.model, vocab_size=len(vocabulary))
     model = GLoMo(settings)
     if config.data.vectors != "none":
-        start_from_vectors(model.graph_predictor.embedding.weight, vocabulary)
+        found = start_from_vectors(model.graph_predictor.embedding.weight, vocabulary)
+        if world.rank == 0:
+            print(f"pretrain: {found:,} of {len(vocabulary):,} units start from a vector", file=sys.stderr)
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         tokens, lengths = windows.batch(kept[index] for index in indices)
@@ -169,7 +176,7 @@ def pretrain_on(
         loss,
         (lambda: validate(model, windows, held_out, config.train.batch_size, world.device)) if held_out else None,
         graph_meta(settings, vocabulary, to_dict(config)),
-        {"vocabulary": vocabulary.fingerprint, **(identity or {})},
+        {"loss": "padding has no share", "vocabulary": vocabulary.fingerprint, **(identity or {})},
         "pretrain",
     )
     task.stages = config.pace.stages(config.train)
@@ -190,7 +197,7 @@ def start_from_vectors(weight: Tensor, vocabulary: AnyVocabulary) -> int:
     Raises UserError for an embedding of fewer columns.
     """
     known, table = glove()
-    rows = [(unit, known[word]) for unit, word in enumerate(vocabulary.units()) if word in known]
+    rows = [(unit, known[word.lower()]) for unit, word in enumerate(vocabulary.units()) if word.lower() in known]
     if weight.shape[1] < table.shape[1]:
         raise UserError(f"model.dim is {weight.shape[1]}; data.vectors has {table.shape[1]} columns, and needs as many")
     if rows:

@@ -7,6 +7,7 @@ labelled examples and the order of the batches, so that differences to the first
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
@@ -23,7 +24,7 @@ from typing import Any
 from glomo.errors import UserError
 from glomo.training.checkpoint import replace_file
 from glomo.training.compare import slug
-from glomo.training.comparison import spread
+from glomo.training.comparison import mean, spread
 from glomo.training.config import (
     check_range,
     default_values,
@@ -34,9 +35,16 @@ from glomo.training.config import (
     to_dict,
 )
 from glomo.training.loop import Interrupted, stop_signals
+from glomo.training.models import load_graph
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.transfer_config import GRAPHS, TransferConfig
+
+GRAPHS_FOLDER = "graphs"
+RESERVED = (
+    "pretrain.train.seed",
+    *(f"transfer.{key}" for key in ("train.seed", "compare.seeds", "compare.graphs", "graph.path")),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class Study:
 
     pretrain: str = ""
     """the recipe of `glomo pretrain` (a name or a file) that variants change"""
+    graph: str = ""
+    """a graph that is there already (a run's folder, or the name of one that comes with the package), in the place of
+    study.pretrain"""
     transfer: tuple[str, ...] = ()
     """recipes of `glomo transfer`, with commas between, each a task that every variant is tried on"""
     variants: tuple[str, ...] = ("learned: learned", *(f"{name}: {name}" for name in GRAPHS if name != "learned"))
@@ -66,6 +77,8 @@ class Study:
         check_range("study.jobs", self.jobs, 1)
         names = [slug(variant.name) for variant in self.parsed()]
         for name in names:
+            if not name:
+                raise UserError("study.variants has a name without a letter or digit of ASCII; its folder needs one")
             if names.count(name) > 1:
                 raise UserError(f"study.variants has two whose folder would be {name!r}; rename one")
 
@@ -104,9 +117,13 @@ def _parsed(text: str, every: str) -> Variant:
     changes: dict[str, dict[str, str]] = {"pretrain": {}, "transfer": {}}
     for key, value in arguments.options.items():
         recipe, _, rest = key.partition(".")
+        if f"{recipe}.{rest}" in RESERVED:
+            raise UserError(f"study.variants has {text!r}: {rest} is what the study itself sets")
         if recipe not in changes or not rest:
             raise UserError(f"study.variants has {text!r}: --{key} is neither --pretrain. nor --transfer.")
         changes[recipe][rest] = value
+    if changes["pretrain"] and arguments.positional[0] != "learned" and "--pretrain." in text:
+        raise UserError(f"study.variants has {text!r}, but --pretrain. is of the graph learned")
     return Variant(name.strip(), arguments.positional[0], changes["pretrain"], changes["transfer"])
 
 
@@ -136,12 +153,16 @@ def study(config: StudyConfig, out: Path) -> dict[str, Any]:
     Raises UserError for mistakes in the recipes, before anything is trained, and for runs that fail.
     """
     given = config.study
-    if not given.pretrain or not given.transfer:
-        raise UserError("the study names no recipes: study.pretrain and study.transfer are needed")
+    if not (given.pretrain or given.graph) or not given.transfer:
+        raise UserError("the study names no recipes: study.pretrain (or study.graph) and study.transfer are needed")
+    if given.graph and (given.pretrain or given.graphs > 1 or any(v.pretrain for v in given.parsed())):
+        raise UserError(f"study.graph is {given.graph}, which is there already: nothing of it is pre-trained")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("`glomo study` runs alone; study.jobs says how many of its runs go at a time")
     variants = given.parsed()
     tasks = {recipe_path(name).stem: str(recipe_path(name).resolve()) for name in given.transfer}
+    if GRAPHS_FOLDER in tasks:
+        raise UserError(f"a recipe of study.transfer is called {GRAPHS_FOLDER}, as the folder of graphs is; rename it")
     if len(tasks) < len(given.transfer):
         raise UserError("study.transfer names two recipes of one name; rename one file")
     may_change = (*MAY_CHANGE, *(f"study.{key}" for key in ("seeds", "jobs", "variants", "transfer")))
@@ -152,16 +173,18 @@ def study(config: StudyConfig, out: Path) -> dict[str, Any]:
             for number in range(given.graphs):
                 # controls take the vocabulary (and a random graph its sizes) of the first learned graph
                 changes = (variant if variant.graph == "learned" else first).pretrain
-                graphs[variant.name, number] = _pretraining(given.pretrain, changes, number, out)
+                made = _existing(given.graph) if given.graph else _pretraining(given.pretrain, changes, number, out)
+                graphs[variant.name, number] = made
         runs = {
             (task, variant.name, seed): _transfer(
-                path, variant, seed, graphs[variant.name, seed % given.graphs].folder, out / task
+                path, variant, seed, graphs[variant.name, seed % given.graphs], out / task
             )
             for task, path in tasks.items()
             for seed in range(given.seeds)
             for variant in variants
         }
-        _do(list(dict.fromkeys(graphs.values())), given.jobs)
+        if not given.graph:
+            _do(list(dict.fromkeys(graphs.values())), given.jobs)
         _do(list(runs.values()), given.jobs)
         found = [
             {"task": task, "variant": name, "seed": seed, **_result(job.folder)}
@@ -195,8 +218,8 @@ def summary(runs: Sequence[Mapping[str, Any]], losses: Mapping[str, Sequence[flo
                     "figures": {key: statistics.fmean(run["figures"][key] for run in own) for key in own[0]["figures"]},
                     "difference": None if name == names[0] else spread(differences),
                     "seconds": statistics.fmean(run["seconds"] for run in own),
-                    "share_zero": own[0]["share_zero"],
-                    "share_dead": own[0]["share_dead"],
+                    "share_zero": mean([run["share_zero"] for run in own]),
+                    "share_dead": mean([run["share_dead"] for run in own]),
                 }
             )
         tasks[task] = {"measure": measure, "rows": rows}
@@ -238,23 +261,35 @@ def _percent(mean: float, error: float | None, sign: str = "") -> str:
 def _pretraining(recipe: str, changes: Mapping[str, str], seed: int, out: Path) -> Job:
     options = {**changes, "train.seed": str(seed)}
     config = load_recipe(recipe, options, PretrainConfig, "pretrain")  # a mistake is told before anything is trained
-    name = slug(" ".join(f"{key} {value}" for key, value in sorted(changes.items()))) or "as-it-is"
-    folder = out / "graphs" / f"{name}-{seed}"
+    text = " ".join(f"{key} {value}" for key, value in sorted(changes.items()))
+    # a slug has no signs, and may be long: a hash tells -1 from 1
+    name = f"{slug(text)[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if text else "as-it-is"
+    folder = out / GRAPHS_FOLDER / f"{name}-{seed}"
     words = ("pretrain", str(recipe_path(recipe).resolve()), "--out", str(folder))
     return Job((*words, *_typed(options)), folder, _says(config))
 
 
-def _transfer(recipe: str, variant: Variant, seed: int, graph: Path, out: Path) -> Job:
+def _existing(graph: str) -> Job:
+    """No run, but what runs need of one: where the graph is, and what it is."""
+    found = load_graph(graph)  # or a sentence
+    digest = hashlib.sha256(found.vocabulary.fingerprint.encode())
+    for name, value in found.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return Job((), Path(graph), digest.hexdigest())
+
+
+def _transfer(recipe: str, variant: Variant, seed: int, graph: Job, out: Path) -> Job:
     options = {
         **variant.transfer,
-        "graph.path": str(graph),
+        "graph.path": str(graph.folder),
         "compare.graphs": variant.graph,
         "compare.seeds": "1",
         "train.seed": str(seed),
     }
-    config = load_recipe(recipe, {**options, "graph.path": graph.name}, TransferConfig, "transfer")
+    config = load_recipe(recipe, {**options, "graph.path": graph.folder.name}, TransferConfig, "transfer")
     folder = out / f"{slug(variant.name)}-{seed}"
-    return Job(("transfer", recipe, "--out", str(folder), *_typed(options)), folder, _says(config))
+    says = f"{_says(config)}\n{graph.says}"  # of another graph it is another run
+    return Job(("transfer", recipe, "--out", str(folder), *_typed(options)), folder, says)
 
 
 def _says(config: PretrainConfig | TransferConfig) -> str:
@@ -276,7 +311,9 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _valid_loss(folder: Path) -> float | None:
-    """The least validation loss of a pre-training run."""
+    """The least validation loss of a pre-training run; None of a graph that comes without its figures."""
+    if not (folder / "metrics.jsonl").exists():
+        return None
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return min((row["valid_loss"] for row in rows if "valid_loss" in row), default=None)
 
@@ -303,11 +340,10 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
             log = job.folder.with_name(job.folder.name + ".log")
             with log.open("w", encoding="utf-8") as stream:
                 line = [sys.executable, "-m", "glomo", *job.words]
-                # a terminal's Ctrl-C is for this process, which passes it on
-                process = subprocess.Popen(line, stdout=stream, stderr=stream, start_new_session=True)
+                process = subprocess.Popen(line, stdout=stream, stderr=stream)
                 told = False
                 while (code := process.poll()) is None:
-                    if (stopped_by or failed) and not told:
+                    if (stopped_by or failed) and not told:  # it saves, and ends
                         told = True
                         process.terminate()
                     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -317,6 +353,8 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
                     replace_file(job.stamp, job.says.encode())
                     ended += 1
                     print(f"study: {ended} of {len(jobs)}: {job.folder}", file=sys.stderr, flush=True)
+                elif code in (130, 143):  # a terminal's Ctrl-C has reached it, and us
+                    stopped_by.append(code - 128)
                 elif not (stopped_by or failed):
                     said = log.read_text(encoding="utf-8").strip().splitlines()
                     failed.append(f"the run in {job.folder} ended with the code {code}: {said[-1] if said else ''}")

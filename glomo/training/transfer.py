@@ -95,7 +95,7 @@ def run(
         loss,
         trial.test,
         {**target.meta, "config": sections},
-        {"task": target.fingerprint},
+        {"layout of the weights": "2", "task": target.fingerprint},  # 1: before there were other tasks than texts
         f"{name}, seed {seed}",
     )
     settings = dataclasses.replace(config.train, seed=seed)

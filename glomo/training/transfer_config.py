@@ -37,6 +37,8 @@ class TransferData(LabelledData):
         super().__post_init__()
         check_range("data.length", self.length, 1)
         check_range("data.judged", self.judged, 0)
+        if self.judge == "valid" and self.test_dataset:
+            raise UserError("data.judge is valid: data.test_dataset would not be read")
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,10 @@ def test_what_comes_with_the_package(name):
         assert part in card
 
 
+def test_the_graph_of_the_readme_is_there():
+    assert "graph-en-small" in pretrained_names()
+
+
 def test_an_unknown_name_is_a_sentence():
     with pytest.raises(UserError, match="there is no graph 'graph-de' in this package"):
         glomo.load_pretrained("graph-de")

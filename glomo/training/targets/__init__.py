@@ -41,7 +41,7 @@ def make_target(config: TransferConfig, vocabulary: AnyVocabulary) -> Target:
 
 
 def own_vocabulary(config: TransferConfig) -> AnyVocabulary:
-    """The units of a task's training examples, where no graph brings a vocabulary."""
+    """The units of a task's training split, where no graph brings a vocabulary."""
     data = config.data
     if kind_of(data) == "images":
         images, _ = images_of(data.dataset, "train")

@@ -43,6 +43,17 @@ def pixels_for(name: str, images: np.ndarray, levels: int, side: int) -> Pixels:
     return Pixels(levels, images.shape[3] if images.ndim == 4 else 1, greatest_value(name), side)
 
 
+def check_values(name: str, pixels: Pixels) -> None:
+    """Raise UserError for a data set whose pixels have other values than those that the units were made of."""
+    from glomo.data.catalogue import greatest_value
+
+    if greatest_value(name) != pixels.most:
+        raise UserError(
+            f"the pixels of {name} have values up to {greatest_value(name)}, and the graph is of pixels up to "
+            f"{pixels.most}"
+        )
+
+
 class PixelRows:
     """Images as sequences of units `(n, pixels)`, in the place of `glomo.data.Windows`."""
 
@@ -64,6 +75,8 @@ class ImageTarget:
         data = config.data
         if not isinstance(vocabulary, Pixels):
             raise UserError(f"{data.dataset} holds images, but the graph is of words; one of pixels is needed")
+        for name in (data.dataset, data.test_dataset or data.dataset):
+            check_values(name, vocabulary)
         (images, labels), held = images_of(data.dataset, "train"), images_of(data.test_dataset or data.dataset, "test")
         order = list(range(len(labels)))
         if data.judge == "valid":
@@ -72,6 +85,8 @@ class ImageTarget:
         judged = sampled(range(len(held[1])), data.judged)
         self.units = PixelRows(vocabulary.sequences(images[order]))
         self.held = PixelRows(vocabulary.sequences(held[0][judged]))
+        if self.units.units.shape[1] != self.held.units.shape[1]:
+            raise UserError(f"the images of {data.test_dataset} are larger or smaller than those of {data.dataset}")
         self.labels, self.held_labels = labels[order].tolist(), held[1][judged].tolist()
         self.classes = [str(label) for label in range(1 + max(self.labels + self.held_labels))]
         self.vocab_size, self.side = len(vocabulary), math.isqrt(self.units.units.shape[1])

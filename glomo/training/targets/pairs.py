@@ -14,7 +14,17 @@ from glomo.data.files import read_labelled_pairs
 from glomo.errors import UserError
 from glomo.nn.baselines import GraphSource
 from glomo.training.targets.classifier import PairClassifier
-from glomo.training.targets.target import TEST_BATCH, PairRows, divided, fingerprint, mixing, padded, sampled, units_of
+from glomo.training.targets.target import (
+    TEST_BATCH,
+    PairRows,
+    check_head,
+    divided,
+    fingerprint,
+    mixing,
+    padded,
+    sampled,
+    units_of,
+)
 from glomo.training.targets.texts import check_classes
 from glomo.training.targets.words import WordFeatures, word_table
 from glomo.training.transfer_config import TransferConfig, TransferData
@@ -54,6 +64,7 @@ class PairTarget:
     measures = ("accuracy",)
 
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
+        check_head(config, "pooling", "bigru")
         train, test = labelled_pairs(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [first for first, *_ in train])  # all pairs of a text on one side

@@ -61,9 +61,8 @@ class SpanReader(nn.Module):
             "head": "start|end",
         }
         graph = {"graph": "transfer"} if any(True for _ in self.transfer.parameters()) else {}
-        features = {"embedding": "features"} if any(p.requires_grad for p in self.features.parameters()) else {}
         below = {"encoder": "encoder", **graph} if self.on_states else {**graph, "encoder": "encoder"}
-        return {**features, **below, **above}
+        return {"embedding": "features", **below, **above}
 
     def forward(
         self,

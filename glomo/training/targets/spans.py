@@ -15,7 +15,7 @@ from glomo.data.spans import SpanExample, exact_match, read_spans, span_f1
 from glomo.errors import UserError
 from glomo.nn.baselines import GraphSource
 from glomo.training.targets.reader import SpanReader, best_spans, span_loss
-from glomo.training.targets.target import PairRows, divided, fingerprint, mixing, padded, sampled, units_of
+from glomo.training.targets.target import PairRows, check_head, divided, fingerprint, mixing, padded, sampled, units_of
 from glomo.training.targets.words import WordFeatures, word_table
 from glomo.training.transfer_config import TransferConfig, TransferData
 
@@ -94,6 +94,7 @@ class SpanTarget:
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
         if not isinstance(vocabulary, Vocabulary):
             raise UserError("answers are spans of words, but the units of the graph are none; one of words is needed")
+        check_head(config, "pooling")  # the default: the reader has its own
         train, test = spans(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [example.article or example.paragraph for example in train])
@@ -105,7 +106,8 @@ class SpanTarget:
             )
         test = sampled(test, config.data.judged)
         self.test = Questions(test, vocabulary, 0)
-        self.test_ids = [paragraph[0] for paragraph in self.test.paragraphs]
+        ids = [[text[0] for text in texts] for texts in (self.test.paragraphs, self.test.questions)]
+        self.test_ids = PairRows(config.graph.joined, ids[0], ids[1]).rows[0]
         seen = {example.paragraph for example in train}
         self.counts = {
             "training": len(self.train),
@@ -187,7 +189,7 @@ class SpanTrial:
     def test(self) -> dict[str, float]:
         self.model.eval()
         test = self.target.test
-        lengths = [len(ids) for ids in self.target.test_ids]
+        lengths = [len(paragraph[0]) for paragraph in test.paragraphs]
         order = sorted(range(len(test)), key=lengths.__getitem__)
         f1 = exact = 0.0
         while order:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, pad
+from glomo.errors import UserError
 from glomo.nn.baselines import GraphSource
 from glomo.training.graph_cache import GraphCache
 from glomo.training.texts import sample
@@ -109,7 +110,18 @@ def divided(examples: Sequence[Example], groups: Sequence[str], share: int = 10)
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example, is_held in zip(examples, held, strict=True):
         parts[is_held].append(example)
+    if not all(parts):
+        raise UserError(
+            f"data.judge is valid, and a tenth of the {len(examples)} training examples, taken by a hash, leaves "
+            f"{len(parts[0])} to train on and {len(parts[1])} to judge by; more are needed"
+        )
     return parts
+
+
+def check_head(config: TransferConfig, *kinds: str) -> None:
+    """Raise UserError for a head that a task does not know."""
+    if config.head.kind not in kinds:
+        raise UserError(f"head.kind is {config.head.kind}; for this task it can be {' or '.join(kinds)}")
 
 
 def sampled(examples: Sequence[Example], count: int) -> list[Example]:

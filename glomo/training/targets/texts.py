@@ -15,7 +15,16 @@ from glomo.errors import UserError
 from glomo.nn.baselines import GraphSource
 from glomo.training.graph_cache import GraphCache
 from glomo.training.targets.classifier import TextClassifier
-from glomo.training.targets.target import TEST_BATCH, divided, fingerprint, mixing, padded, sampled, units_of
+from glomo.training.targets.target import (
+    TEST_BATCH,
+    check_head,
+    divided,
+    fingerprint,
+    mixing,
+    padded,
+    sampled,
+    units_of,
+)
 from glomo.training.targets.words import WordFeatures, word_table
 from glomo.training.texts import Labelled, labelled
 from glomo.training.transfer_config import TransferConfig
@@ -52,6 +61,7 @@ class TextTarget:
     measures = ("accuracy",)
 
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
+        check_head(config, "pooling", "bigru")
         train, test = labelled(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [text for text, _ in train])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.training.transfer_config import Features
@@ -44,10 +45,11 @@ def word_table(features: Features, train: Iterable[str], test: Iterable[str], se
     """The table of a task's words.
 
     Learned vectors exist for the words of the labelled training texts only; those that stay as they are, for all. With
-    characters every word of the task has a row, whose vector is zero where GloVe has none.
+    characters every word of the task has a row, whose vector is zero where there is none.
     """
     in_training = set(train)
-    words = sorted(in_training if features.kind == "learned" else in_training | set(test))
+    only_training = features.kind == "learned" and not features.chars
+    words = sorted(in_training if only_training else in_training | set(test))
     if features.kind == "glove-50d":
         known, table = glove()
         found = [known.get(word.strip().lower(), -1) for word in words]
@@ -61,6 +63,7 @@ def word_table(features: Features, train: Iterable[str], test: Iterable[str], se
         vectors = torch.randn(len(words), features.dim, generator=generator)
         if features.kind == "learned":
             vectors *= 0.1  # small beside what training adds
+            vectors[[word not in in_training for word in words]] = 0
     rows = {word: row for row, word in enumerate(words, start=2)}
     vectors = torch.cat([vectors.new_zeros(2, vectors.shape[1]), vectors])
     if not features.chars:
@@ -104,7 +107,8 @@ class WordFeatures(nn.Module):
         words, places = rows.unique(return_inverse=True)  # a word is looked at once a batch
         spelled = self.characters(self.get_buffer("table")[words].long()).mT
         filtered = self.conv(spelled).relu().amax(-1)
-        return torch.cat([vectors, filtered[places]], -1)
+        # not filtered[places], whose gradient depends on the number of threads in its last bits
+        return torch.cat([vectors, F.embedding(places, filtered)], -1)
 
 
 _glove_cache: list[tuple[dict[str, int], Any]] = []

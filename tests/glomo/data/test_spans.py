@@ -73,6 +73,11 @@ def test_pairs_for_inference():
         ("What lies in Norway?", "Oslo is a city.", "entailment"),
         ("What lies in Norway?", "It lies in Norway!", "not_entailment"),  # shares more words than the last one
     ]
+    text = "He came to the U.S. in 1.5 years. Dr. Smith did not. Why? (No one knows.) 1990 passed."
+    around = SpanExample("When?", text, ((text.index("U.S. in 1.5"), "U.S. in 1.5"),))
+    assert inference_pairs([around])[0][1] == "He came to the U.S. in 1.5 years."
+    within = SpanExample("Who?", text, ((text.index("Dr. Smith"), "Dr. Smith"),))
+    assert inference_pairs([within])[0][1] == "Dr. Smith did not."
     alone = SpanExample("Who?", "One sentence only.", ((0, "One"),))
     assert inference_pairs([alone]) == []
     everywhere = SpanExample("Who?", "Ann sings. Bob and Ann dance.", ((0, "Ann"),))

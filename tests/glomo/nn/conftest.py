@@ -134,7 +134,7 @@ def run_direction(model, index, ids):
     """Graphs `[layer][head]` and f^L of one sequence, in the direction's order."""
     config = model.config
     g = model.graph_predictor.directions[index]
-    coupled = config.coupled
+    coupled = config.coupled and config.learns_graphs
     x = model.graph_predictor.embedding.weight[ids] * (config.dim**0.5 if config.scaled_embedding else 1.0)
     if config.activation == "rnn":
         return [], gru(model.rnns[index], x)

@@ -1,5 +1,6 @@
 """Studies: one table of graphs from several pre-trainings, and controls, that goes on where it stopped."""
 
+import hashlib
 import json
 import os
 import signal
@@ -61,7 +62,8 @@ VARIANTS = (
 def recipes(tmp_path):
     (tmp_path / "graph.toml").write_text(PRETRAIN)
     (tmp_path / "task.toml").write_text(TRANSFER)
-    return Study(str(tmp_path / "graph.toml"), (str(tmp_path / "task.toml"),), VARIANTS, seeds=2, graphs=2, jobs=2)
+    recipes = {"pretrain": str(tmp_path / "graph.toml"), "transfer": (str(tmp_path / "task.toml"),)}
+    return Study(**recipes, variants=VARIANTS, seeds=2, graphs=2, jobs=2)
 
 
 def test_a_study_is_done_once(recipes, tmp_path, capsys):
@@ -71,13 +73,12 @@ def test_a_study_is_done_once(recipes, tmp_path, capsys):
     # one pre-training for each way to pre-train, not for each variant
     assert sorted(path.name for path in (out / "graphs").glob("*.done")) == [
         "as-it-is-0.done",
-        "model.activation-softmax-0.done",
+        f"model.activation-softmax-{hashlib.sha256(b'model.activation softmax').hexdigest()[:6]}-0.done",
     ]
     runs = {(run["variant"], run["seed"]) for run in results["runs"]}
     assert runs == {(name, 0) for name in ("learned", "softmax", "last layer", "none")}
     assert results["losses"]["learned"] == results["losses"]["last layer"] != results["losses"]["softmax"]
     assert results["losses"]["none"] == []
-    assert "6 of 6" not in capsys.readouterr().err
     for name, graph in (("learned", "learned"), ("none", "none")):
         config = (out / "task" / f"{name}-0" / "config.toml").read_text()
         assert f'graphs = ["{graph}"]' in config
@@ -114,6 +115,10 @@ def test_the_second_seed_takes_the_second_graph(recipes, tmp_path):
         ({"variants": ("x: learned --model.dim 3",)}, "is neither --pretrain. nor --transfer."),
         ({"variants": ("a b: none", "a-b: none")}, "two whose folder would be 'a-b'"),
         ({"variants": ()}, "study.variants is empty"),
+        ({"variants": ("\u00e9: none",)}, "a name without a letter or digit of ASCII"),
+        ({"variants": ("x: none --pretrain.model.dim 8",)}, "is of the graph learned"),
+        ({"variants": ("x: none --transfer.train.seed 3",)}, "train.seed is what the study itself sets"),
+        ({"variants": ("x: learned --pretrain.train.seed 3",)}, "train.seed is what the study itself sets"),
         ({"variants": ("x: learned --pretrain.model.dmi 3",)}, "unknown key model.dmi"),
         ({"variants": ("x: none --transfer.graph.layers third",)}, "graph.layers is 'third'"),
         ({"pretrain": ""}, "names no recipes"),
@@ -172,3 +177,46 @@ def test_differences_are_paired():
     assert difference["mean"] == pytest.approx(0.02)
     assert difference["error"] == pytest.approx(0.01)  # (0.03, 0.01): deviation 0.01 sqrt(2), of two seeds
     assert rows[1]["figures"] == {"f1": pytest.approx(0.62), "em": pytest.approx(0.1)}
+
+
+def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeypatch):
+    ran = []
+
+    def pretend(jobs, _):
+        for job in jobs:
+            if not job.done:
+                ran.append(job.folder.name)
+                job.folder.mkdir(parents=True, exist_ok=True)
+                job.stamp.write_text(job.says)
+                run = {"figures": {"accuracy": 0.5}, "share_zero": None, "share_dead": None, "seconds": 1.0}
+                (job.folder / "results.json").write_text(json.dumps({"measure": "accuracy", "runs": [run]}))
+                (job.folder / "metrics.jsonl").write_text("")
+
+    monkeypatch.setattr(module, "_do", pretend)
+    signs = ("minus: learned --pretrain.model.initial_bias -1", "plus: learned --pretrain.model.initial_bias 1")
+    config = StudyConfig(replace(recipes, variants=("learned: learned", "none: none", *signs), seeds=1, graphs=1))
+    study(config, tmp_path / "out")
+    assert len(ran) == len(set(ran)) == 3 + 4  # of minus and plus one each
+    ran.clear()
+    study(config, tmp_path / "out")
+    assert ran == []
+    recipe = tmp_path / "task.toml"
+    recipe.write_text(recipe.read_text().replace("threads = 1", "threads = 2"))
+    study(config, tmp_path / "out")
+    assert ran == []  # changes no result
+    (tmp_path / "graph.toml").write_text(PRETRAIN.replace("steps = 2\n", "steps = 3\n"))
+    study(config, tmp_path / "out")
+    assert len(ran) == 3 + 4
+
+
+def test_a_graph_that_is_there_already(recipes, tmp_path):
+    line = [sys.executable, "-m", "glomo", "pretrain", recipes.pretrain, "--out", str(tmp_path / "run")]
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    given = replace(recipes, pretrain="", graph=str(tmp_path / "run"), seeds=1, graphs=1)
+    with pytest.raises(UserError, match="nothing of it is pre-trained"):
+        study(StudyConfig(given), tmp_path / "out")  # softmax would be
+    given = replace(given, variants=("learned: learned", "random: random"))
+    results = study(StudyConfig(given), tmp_path / "out")
+    assert {run["variant"] for run in results["runs"]} == {"learned", "random"}
+    assert not (tmp_path / "out" / "graphs").exists()
+    assert len(results["losses"]["learned"]) == 1

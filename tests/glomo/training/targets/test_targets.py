@@ -21,6 +21,7 @@ from glomo.training.targets.spans import Questions
 from glomo.training.train_config import TrainConfig
 from glomo.training.transfer import transfer
 from glomo.training.transfer_config import Compare, Features, GraphOptions, Head, TransferConfig, TransferData
+from glomo.training.tune import Tune
 
 TRAIN = TrainConfig(
     steps=3, batch_size=8, eval_every=0, checkpoint_every=0, progress=0, device="cpu", threads=1, keep=1
@@ -192,3 +193,71 @@ def test_characters_that_training_lacks_are_counted(questions, monkeypatch):
     assert count == 3
     assert units == sum(len(target.train.paragraphs[i][0]) + len(target.train.questions[i][0]) for i in range(3))
     loss.backward()
+
+
+def test_characters_tell_words_that_training_lacks():
+    table = words_module.word_table(Features("learned", 4, chars=2), ["ab"], ["ba", "zz"], 0)
+    (row,) = table.encode(["ba"])
+    assert row > 1
+    assert table.characters[row, :2].tolist() == [3, 2]
+    assert not table.vectors[row].any()
+    assert table.vectors[table.rows["ab"]].all()
+
+
+def test_the_gradient_of_characters_does_not_depend_on_threads():
+    """Two threads that added up each other's words would now and then do so in another order."""
+    torch.manual_seed(0)
+    words = [f"w{i}" for i in range(50)]
+    table = words_module.word_table(Features("random", 4, chars=30), words, [], 0)
+    rows, before = torch.randint(2, 52, (32, 200)), torch.get_num_threads()
+    weights = torch.randn(32, 200, 34)
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(8):
+            torch.manual_seed(1)
+            features = words_module.WordFeatures(table, False, 30)
+            (features(rows) * weights).sum().backward()
+            found.add(features.conv.weight.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"head": Head("conv", 8)}, "head.kind is conv; for this task it can be pooling or bigru"),
+        ({"judge": "valid"}, "leaves .* to train on and .* to judge by"),
+    ],
+)
+def test_heads_and_divisions_that_cannot_be(pairs, tmp_path, change, sentence):
+    small = Path(pairs.train).with_name("small.csv")
+    small.write_text("first,second,label\nann,bob,no\nann,ann,yes\n")
+    data = replace(pairs, train=str(small), judge=change.pop("judge", "test"))
+    config = TransferConfig(data, **change)
+    with pytest.raises(UserError, match=sentence):
+        make_target(config, own_vocabulary(config))
+
+
+def test_a_reader_has_no_other_head(questions):
+    config = TransferConfig(questions, head=Head("bigru", 8))
+    with pytest.raises(UserError, match=r"head.kind is bigru; for this task it can be pooling"):
+        make_target(config, own_vocabulary(config))
+
+
+def test_pixels_of_another_range_are_refused(images):
+    config = TransferConfig(replace(images, test_dataset="digits"))
+    with pytest.raises(
+        UserError, match="the pixels of digits have values up to 16, and the graph is of pixels up to 255"
+    ):
+        make_target(config, own_vocabulary(config))
+    with pytest.raises(UserError, match=r"data.test_dataset would not be read"):
+        replace(images, test_dataset="mnist", judge="valid")
+
+
+def test_a_reader_of_frozen_features_can_be_tuned_in_groups(questions, tmp_path):
+    config = TransferConfig(
+        questions, Features("random", 8), GraphOptions(), Head(hidden=4), TWO, TRAIN, Tune(factor=2.6)
+    )
+    transfer(replace(config, compare=Compare(("none",), 1)), tmp_path / "out")
