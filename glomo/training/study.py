@@ -69,7 +69,8 @@ class Study:
     graphs: int = 1
     """pre-trainings of each learned graph, with the seeds 0, 1, ...: run s takes the graph s modulo this number"""
     jobs: int = 1
-    """runs at a time, each in a process of its own"""
+    """runs at a time, each in a process of its own, with an equal share of the processors unless OMP_NUM_THREADS is
+    set"""
 
     def __post_init__(self) -> None:
         check_range("study.seeds", self.seeds, 1)
@@ -326,6 +327,9 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
     waiting = [job for job in jobs if not job.done]
     if not waiting:
         return
+    # more threads than processors wait for each other, spinning: two runs of two on two cores take five times as long
+    share = max(1, (os.cpu_count() or 1) // at_a_time)
+    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
     failed: list[str] = []
     ended = len(jobs) - len(waiting)
     lock = threading.Lock()
@@ -340,7 +344,7 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
             log = job.folder.with_name(job.folder.name + ".log")
             with log.open("w", encoding="utf-8") as stream:
                 line = [sys.executable, "-m", "glomo", *job.words]
-                process = subprocess.Popen(line, stdout=stream, stderr=stream)
+                process = subprocess.Popen(line, stdout=stream, stderr=stream, env=environment)
                 told = False
                 while (code := process.poll()) is None:
                     if (stopped_by or failed) and not told:  # it saves, and ends
