@@ -25,6 +25,7 @@ from glomo.training.config import (
 from glomo.training.finetune_config import FinetuneConfig
 from glomo.training.language import LanguageConfig
 from glomo.training.pretrain import PretrainConfig
+from glomo.training.study import StudyConfig
 from glomo.training.transfer_config import TransferConfig
 from glomo.training.translation import TranslationConfig
 
@@ -176,6 +177,7 @@ def test_shipped_recipes_are_valid_and_resolve_to_themselves(name, tmp_path):
     schema = {
         "pretrain": PretrainConfig,
         "transfer": TransferConfig,
+        "study": StudyConfig,
         "translate": TranslationConfig,
         "lm": LanguageConfig,
         "finetune": FinetuneConfig,
