@@ -128,7 +128,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     if not config.data.text and any(holds_images(name) for name in config.data.dataset):
         return _pretrain_on_images(config, out)
     texts = unlabelled(config.data.text, config.data.dataset, config.data.column)
-    vocabulary = build_vocabulary(texts, config.data)
+    vocabulary = build_vocabulary(texts, config.data, config.data.buckets)
     # the shortest text to train on: one unit to read and D to predict
     windows = Windows(texts, vocabulary, config.data.length, config.model.horizon + 1, join=config.data.join)
     return pretrain_on(windows, vocabulary, config, out, {"text": fingerprint(texts)})

@@ -104,11 +104,11 @@ class VocabularySettings(Protocol):
     def digits(self) -> bool: ...
 
 
-def build_vocabulary(texts: Sequence[str], data: VocabularySettings) -> AnyVocabulary:
-    """The vocabulary that a [data] section asks for."""
+def build_vocabulary(texts: Sequence[str], data: VocabularySettings, buckets: int = 0) -> AnyVocabulary:
+    """The vocabulary that a [data] section asks for, of words with so many buckets."""
     if data.vocabulary == "subwords":
         return Subwords.train(texts, data.vocab_size)
-    mark, buckets = "N" if data.digits else None, getattr(data, "buckets", 0)
+    mark = "N" if data.digits else None
     return Vocabulary.build(texts, data.vocab_size, data.min_count, data.lowercase, mark, buckets)
 
 
