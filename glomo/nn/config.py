@@ -82,6 +82,8 @@ class GLoMoConfig:
     equally), `none` (nothing is read: what a unit itself tells), and `rnn` (no graph, but a GRU of `layers` layers over
     the units in the place of the feature predictor: a language model to judge the graph's share of the loss by)."""
 
+    value_projection: bool = False
+    """The slices that the heads aggregate are of a linear map of the features (one per layer), not of the features."""
     update: str = "gru"
     """v: `gru` reads the aggregate a (paper), `gru_product` reads [a * f ; a] (released), `linear` is f + W_l a."""
     norm_aggregate: bool = False
@@ -108,6 +110,10 @@ class GLoMoConfig:
     """Start values of these numbers: `flat`, zeros; `slopes`, the heads h of the first half of a layer have
     1 - initial_bias - 2 start_gain^2 (distance - 1) / 4^h, the others zeros: the first head then starts near to reading
     the unit next to its target alone, the second to the next four."""
+    equal_bias: bool = False
+    """Add to s two learned numbers per head, zeros at the start: one where the source is the target's unit again
+    (x_j = x_t), one where it follows that unit (x_{j-1} = x_t). The op is then given a bias of (B, heads, T, T), which
+    it does without otherwise."""
     keys_before: bool = False
     """The key of a unit comes from the units before it, without itself: a target can then read units that followed what
     it is itself."""

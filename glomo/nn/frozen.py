@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ class FrozenGraph(nn.Module):
     it. It reads unit ids of *its* vocabulary (`graph.vocabulary.encode(text)`) through its own embedding, so a target
     task must split its text with this vocabulary, whatever features it then puts on the units.
 
+    cut: what every score is lowered by, r = relu(s - cut): weak links fall away, and rows without a strong one are
+        zero. 0 is the graph as it was learned; softmax graphs, which no constant changes, stay as they are. It may be
+        set later too, and is not saved.
+
     Raises `UserError` when the vocabulary's size is not the predictor's.
     """
 
-    def __init__(self, graph_predictor: GraphPredictor, vocabulary: Any) -> None:
+    def __init__(self, graph_predictor: GraphPredictor, vocabulary: Any, cut: float = 0.0) -> None:
         super().__init__()
         if len(vocabulary) != graph_predictor.config.vocab_size:
             raise UserError(
@@ -33,7 +38,7 @@ class FrozenGraph(nn.Module):
                 f"{graph_predictor.config.vocab_size}; a graph needs the vocabulary it was trained with."
             )
         self.graph_predictor = copy.deepcopy(graph_predictor).requires_grad_(False)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.cut = vocabulary, cut
         self.train(False)
 
     @property
@@ -63,7 +68,10 @@ class FrozenGraph(nn.Module):
 
         They depend on nothing that trains, so they may be computed once per sentence and kept.
         """
-        return self.graph_predictor(token_ids, lengths)
+        forward, backward = (
+            replace(graphs, bias=graphs.bias - self.cut) for graphs in self.graph_predictor(token_ids, lengths)
+        )
+        return forward, backward
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], vocabulary: Any, state: Mapping[str, Tensor]) -> FrozenGraph:
@@ -85,8 +93,8 @@ class FrozenGraph(nn.Module):
         return cls(predictor, vocabulary)
 
 
-def random_graph(config: GLoMoConfig, vocabulary: Any, seed: int) -> FrozenGraph:
+def random_graph(config: GLoMoConfig, vocabulary: Any, seed: int, cut: float = 0.0) -> FrozenGraph:
     """The control "random g": a graph predictor with its start weights, drawn from `seed`, never trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FrozenGraph(GraphPredictor(config), vocabulary)
+        return FrozenGraph(GraphPredictor(config), vocabulary, cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,10 @@ from torch import Tensor, nn
 from glomo.nn.config import GLoMoConfig
 from glomo.nn.feature_predictor import FeaturePredictor
 from glomo.nn.graphs import Graphs, reverse
+
+EQUAL_SCALE = 10.0
+"""The numbers of `equal_bias` are parameters times this: at the rate of all other parameters they would take thousands
+of steps to the size at which one equal unit outweighs a hundred others."""
 
 
 class CausalCNN(nn.Module):
@@ -66,34 +72,48 @@ class GraphDirection(nn.Module):
                 for head in range(config.heads // 2):
                     slope = 2 * config.start_gain**2 * 0.25**head
                     start[:, head] = 1 - config.initial_bias - slope * torch.arange(config.distance_bias)
+        if config.equal_bias:
+            self.equal = nn.Parameter(torch.zeros(2, count))
         for projection in (self.to_query, self.to_key):
             projection.weight.data *= config.start_gain
         if config.tied_start:
             self.key_cnn.load_state_dict(self.query_cnn.state_dict())
             self.to_key.load_state_dict(self.to_query.state_dict())
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, *, reversed: bool = False) -> Graphs:
+    def forward(self, tokens: Tensor, x: Tensor, attn_mask: Tensor | None = None, *, reversed: bool = False) -> Graphs:
         config = self.config
         if not config.learns_graphs:
             # scores of a constant 1: every allowed source weighs the same; of 0: no source has a weight
             nothing = x.new_zeros(x.shape[0], config.layers * config.heads, x.shape[1], 1)
             constant = 1.0 if config.activation == "uniform" else 0.0
-            return self._graphs(nothing, nothing, constant, attn_mask, reversed)
+            return self._graphs(nothing, nothing, constant, tokens, attn_mask, reversed)
         if config.coupled:
-            return self._graphs(*self._coupled(x, attn_mask, reversed), attn_mask, reversed)
+            return self._coupled(tokens, x, attn_mask, reversed)
         for_key = self.key_cnn(x)
         if config.keys_before:
             for_key = F.pad(for_key, (0, 0, 1, 0))[:, :-1]
         projected = self._project(self.query_cnn(x), for_key, range(config.layers))
-        return self._graphs(*projected, attn_mask, reversed)
+        return self._graphs(*projected, tokens, attn_mask, reversed)
 
     def _graphs(
-        self, query: Tensor, key: Tensor, bias: Tensor | float, attn_mask: Tensor | None, reversed: bool
+        self,
+        query: Tensor,
+        key: Tensor,
+        bias: Tensor | float,
+        tokens: Tensor,
+        attn_mask: Tensor | None,
+        reversed: bool,
+        first: int = 0,
     ) -> Graphs:
+        """The graphs of these queries and keys, of the layers from `first` on."""
         config = self.config
         activation = "softmax" if config.activation == "softmax" else "relu2"
         scale = config.scale if config.learns_graphs else 1.0
-        return Graphs(query, key, bias, attn_mask, config.heads, True, reversed, activation, scale, config.eps)
+        graphs = Graphs(query, key, bias, attn_mask, config.heads, True, reversed, activation, scale, config.eps)
+        if not (config.equal_bias and config.learns_graphs):
+            return graphs
+        heads = slice(first * config.heads, first * config.heads + query.shape[1])
+        return replace(graphs, units=tokens, equal=EQUAL_SCALE * self.equal[:, heads])
 
     def _project(self, for_query: Tensor, for_key: Tensor, layers: range) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys `(B, N, T, E)` and the bias for a range of layers, from `(B, T, d)` each."""
@@ -130,7 +150,7 @@ class GraphDirection(nn.Module):
         gap = (position[:, None] - position).clamp(1, self.config.distance_bias)
         return self.distance[:, gap - 1]
 
-    def _coupled(self, x: Tensor, attn_mask: Tensor | None, reversed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _coupled(self, tokens: Tensor, x: Tensor, attn_mask: Tensor | None, reversed: bool) -> Graphs:
         queries, keys, biases = [], [], []
         for index in range(self.config.layers):
             query, key, bias = self._project(x, x, range(index, index + 1))
@@ -138,8 +158,10 @@ class GraphDirection(nn.Module):
             keys.append(key)
             biases.append(bias)
             if index + 1 < self.config.layers:
-                x = self.features.step(index, self._graphs(query, key, bias, attn_mask, reversed), x)
-        return torch.cat(queries, 1), torch.cat(keys, 1), torch.cat(biases, -3)
+                graphs = self._graphs(query, key, bias, tokens, attn_mask, reversed, index)
+                x = self.features.step(index, graphs, x)
+        together = torch.cat(queries, 1), torch.cat(keys, 1), torch.cat(biases, -3)
+        return self._graphs(*together, tokens, attn_mask, reversed)
 
 
 class GraphPredictor(nn.Module):
@@ -176,7 +198,7 @@ class GraphPredictor(nn.Module):
         if self.config.masked_sources:
             masked = torch.tensor(self.config.masked_sources, device=tokens.device)
             mask = ~torch.isin(tokens, masked)[:, None, None, :]
-        return self.directions[index](x, mask, reversed=index == 1)
+        return self.directions[index](tokens, x, mask, reversed=index == 1)
 
     def graphs(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """All graphs as one tensor `(B, 2, N, T, T)` in the order of the text; rows of padded targets are zero.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from glomo.kernels import attention, graph_mix, relu2_affinity, relu2_attention, relu2_graph_mix
@@ -26,6 +27,15 @@ def reverse(x: Tensor, lengths: Tensor) -> Tensor:
     length = lengths.to(x.device)[:, None]
     index = torch.where(position < length, length - 1 - position, position)
     return torch.take_along_dim(x, index.reshape(index.shape + (1,) * (x.dim() - 2)), dim=1)
+
+
+def _before(units: Tensor) -> Tensor:
+    """The unit that precedes each, along the last dimension; the first is preceded by -1, which no unit is."""
+    return F.pad(units, (1, 0), value=-1)[..., :-1]
+
+
+def _narrowed(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    return bias if bias.dtype == torch.float32 else bias.to(dtype)  # an fp32 bias goes with every dtype
 
 
 class GraphStatistics(NamedTuple):
@@ -73,6 +83,10 @@ class Graphs:
     """`relu2`, or `softmax` of the same scores (an ablation; a row without sources is zero there too)."""
     scale: float = 1.0
     eps: float = 1e-6
+    units: Tensor | None = None
+    """`(B, T)`, the units that `equal` compares."""
+    equal: Tensor | None = None
+    """`(2, N)`, further terms of the bias: `equal[0]` where x_j = x_t, and `equal[1]` where x_{j-1} = x_t."""
 
     @property
     def num_layers(self) -> int:
@@ -85,14 +99,27 @@ class Graphs:
         bias = self.bias
         if isinstance(bias, Tensor) and bias.shape[-3] > 1:
             bias = bias[..., part, :, :]
-        return replace(self, query=self.query[..., part, :, :], key=self.key[..., part, :, :], bias=bias)
+        equal = None if self.equal is None else self.equal[:, part]
+        return replace(self, query=self.query[..., part, :, :], key=self.key[..., part, :, :], bias=bias, equal=equal)
+
+    def whole_bias(self, targets: Tensor | slice = slice(None)) -> Tensor | float:
+        """`bias` and what `equal` adds to it, of all targets or of some. That is `(B, N, T, T)`: best of one layer."""
+        bias = self.bias
+        if isinstance(bias, Tensor) and bias.shape[-2] > 1:
+            bias = bias[..., targets, :]
+        if self.equal is None or self.units is None:
+            return bias
+        target, source = self.units[:, targets, None], self.units[:, None, :]
+        pairs = zip(self.equal, (target == source, target == _before(source)), strict=True)
+        for added, where in pairs:
+            bias = bias + where[:, None] * added[:, None, None]
+        return bias
 
     def to(self, dtype: torch.dtype) -> Graphs:
         """With queries and keys of `dtype` (scores are fp32 at least, whatever it is)."""
-        bias = self.bias
-        if isinstance(bias, Tensor) and bias.dtype != torch.float32:  # an fp32 bias goes with every dtype
-            bias = bias.to(dtype)
-        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), bias=bias)
+        bias = _narrowed(self.bias, dtype) if isinstance(self.bias, Tensor) else self.bias
+        equal = None if self.equal is None else _narrowed(self.equal, dtype)
+        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), bias=bias, equal=equal)
 
     def attend(self, value: Tensor) -> Tensor:
         """`A_n value_n` for each graph: `value (B, N, T, Ev) -> (B, N, T, Ev)`; no T x T tensor with relu2."""
@@ -100,7 +127,7 @@ class Graphs:
         if self.activation == "softmax":
             out = attention(self.query, self.key, value, self._softmax_mask(), scale=self.scale)
         else:
-            out = relu2_attention(self.query, self.key, value, self.bias, self.attn_mask, **self._settings())
+            out = relu2_attention(self.query, self.key, value, self.whole_bias(), self.attn_mask, **self._settings())
         return cast(Tensor, out)
 
     def mix(
@@ -116,7 +143,7 @@ class Graphs:
                 features,
                 weights,
                 chain_weights,
-                self.bias,
+                self.whole_bias(),
                 self.attn_mask,
                 num_heads=self.num_heads,
                 **self._settings(),
@@ -128,7 +155,7 @@ class Graphs:
         if self.activation == "softmax":
             identity = torch.eye(self.key.shape[-2], dtype=self.key.dtype, device=self.key.device)
             return self.attend(identity.expand(*self.key.shape[:-1], -1))
-        return relu2_affinity(self.query, self.key, self.bias, self.attn_mask, **self._settings())
+        return relu2_affinity(self.query, self.key, self.whole_bias(), self.attn_mask, **self._settings())
 
     @torch.no_grad()
     def statistics(self, lengths: Tensor) -> GraphStatistics:
@@ -166,9 +193,10 @@ class Graphs:
             allowed = allowed.tril(-1)
         if self.attn_mask is not None:
             allowed = allowed & self.attn_mask
-        if not isinstance(self.bias, Tensor) or self.bias.shape[-1] == 1:
+        bias = self.whole_bias()
+        if not isinstance(bias, Tensor) or bias.shape[-1] == 1:
             return allowed  # softmax does not feel what is constant along a row
-        return torch.where(allowed, self.bias, float("-inf")).to(self.query.dtype)
+        return torch.where(allowed, bias, float("-inf")).to(self.query.dtype)
 
 
 def dead_row_rescue(
@@ -189,10 +217,7 @@ def dead_row_rescue(
     allowed = torch.arange(size, device=device) < target[:, None]
     if graphs.attn_mask is not None:
         allowed = allowed & graphs.attn_mask
-    bias = graphs.bias
-    if isinstance(bias, Tensor) and bias.shape[-2] > 1:
-        bias = bias[..., target, :]
-    score = graphs.scale * graphs.query[..., target, :] @ graphs.key.transpose(-1, -2) + bias
+    score = graphs.scale * graphs.query[..., target, :] @ graphs.key.transpose(-1, -2) + graphs.whole_bias(target)
     score = wide(score)
     best = score.masked_fill(~allowed, float("-inf")).amax(-1)
     counted = ((target < lengths.to(device)[:, None])[:, None] & allowed.any(-1)).expand_as(best)

@@ -57,7 +57,8 @@ def _join(parts: Sequence[Graphs]) -> Graphs:
     if mask is not None:
         mask = torch.cat([part.attn_mask for part in parts])  # type: ignore[misc]
     query, key = torch.cat([part.query for part in parts]), torch.cat([part.key for part in parts])
-    return replace(first, query=query, key=key, bias=bias, attn_mask=mask)
+    units = None if first.units is None else torch.cat([part.units for part in parts])  # type: ignore[misc]
+    return replace(first, query=query, key=key, bias=bias, attn_mask=mask, units=units)
 
 
 def _select(graphs: Graphs, rows: Tensor, size: int) -> Graphs:
@@ -70,7 +71,8 @@ def _select(graphs: Graphs, rows: Tensor, size: int) -> Graphs:
     if mask is not None:
         mask = mask[rows][..., :size]
     query, key = graphs.query[rows][..., :size, :], graphs.key[rows][..., :size, :]
-    return replace(graphs, query=query, key=key, bias=bias, attn_mask=mask)
+    units = None if graphs.units is None else graphs.units[rows][:, :size]
+    return replace(graphs, query=query, key=key, bias=bias, attn_mask=mask, units=units)
 
 
 def _per_text(bias: Tensor | float, graphs: Graphs) -> bool:

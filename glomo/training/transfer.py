@@ -52,6 +52,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     vocabulary: AnyVocabulary
     if learned is not None:
         vocabulary, settings = learned.vocabulary, learned.config
+        learned.cut = config.graph.cut
     else:
         vocabulary = own_vocabulary(config)
         settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
@@ -120,7 +121,7 @@ def _graph(
         assert learned is not None
         return learned
     if name == "random":
-        return random_graph(settings, vocabulary, seed)
+        return random_graph(settings, vocabulary, seed, config.graph.cut)
     if name == "band":
         return BandGraph(config.graph.band)
     controls: dict[str, type[UniformGraph] | type[MatchGraph] | type[NoGraph]]

@@ -65,6 +65,8 @@ class GraphOptions:
 
     path: str = ""
     """run or checkpoint folder of `glomo pretrain`, for the graphs learned and random"""
+    cut: float = 0.0
+    """of the graphs learned and random: their scores are lowered by it, so that weak links fall away"""
     mixtures: int = 2
     """mixed graphs per direction"""
     weights: Literal["global", "target"] = "global"

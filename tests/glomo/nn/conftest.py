@@ -84,6 +84,10 @@ def one_graph(g, config, layer, head, for_query, for_key, ids):
                 s = s + g.bias[layer]
             if config.distance_bias:
                 s = s + g.distance[n, min(t - j, config.distance_bias) - 1]
+            if config.equal_bias and ids[j] == ids[t]:
+                s = s + 10 * g.equal[0, n]
+            if config.equal_bias and j > 0 and ids[j - 1] == ids[t]:
+                s = s + 10 * g.equal[1, n]
             score[j] = s
         if config.activation == "softmax":
             total = sum(torch.exp(s) for s in score.values())
@@ -152,7 +156,8 @@ def run_direction(model, index, ids):
             for h, graph in enumerate(heads):
                 part = torch.zeros(width, dtype=torch.float64)
                 for j in range(len(ids)):
-                    part = part + graph[t, j] * f[j, h * width : (h + 1) * width]
+                    value = f_module.values[layer].weight @ f[j] if config.value_projection else f[j]
+                    part = part + graph[t, j] * value[h * width : (h + 1) * width]
                 parts.append(part)
             new.append(update(f_module, config, layer, torch.cat(parts), f[t]))
         f = torch.stack(new)

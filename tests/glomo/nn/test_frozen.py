@@ -58,6 +58,22 @@ def test_unit_ids_go_through_its_own_embedding(oracle):
     assert not torch.equal(changed.materialise(), forward.materialise())
 
 
+@pytest.mark.parametrize("sparsity", ["bias", "threshold"])
+def test_a_cut_lowers_every_score(oracle, sparsity):
+    model = oracle.small("paper", sparsity=sparsity, equal_bias=True)
+    tokens, lengths = oracle.batch([3, 7, 2, 4, 3, 7], [5, 6])
+    graph = FrozenGraph(model.graph_predictor, Words(13), cut=0.3)
+    for direction in model.graph_predictor.directions:
+        if sparsity == "bias":
+            direction.bias.data -= 0.3
+        else:
+            direction.threshold.data += 0.3
+    lowered = FrozenGraph(model.graph_predictor, Words(13))
+    for a, b in zip(graph.queries_keys(tokens, lengths), lowered.queries_keys(tokens, lengths), strict=True):
+        torch.testing.assert_close(a.materialise(), b.materialise())
+        assert a.materialise().any()
+
+
 @pytest.mark.parametrize("switches", [{}, {"coupled": True}, {"distance_bias": 3}], ids=str)
 def test_restored_from_the_weights_of_the_whole_model(oracle, switches):
     model = oracle.small("released", **switches).float()

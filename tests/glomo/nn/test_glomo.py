@@ -21,6 +21,10 @@ SWITCHES = [
     {"distance_bias": 3, "distance_start": "slopes"},
     {"coupled": True, "distance_bias": 3},
     {"coupled": True, "sparsity": "threshold", "layers": 3},
+    {"equal_bias": True, "rescue_weight": 1.0},
+    {"equal_bias": True, "distance_bias": 2, "sparsity": "threshold", "value_projection": True},
+    {"equal_bias": True, "coupled": True, "layers": 3},
+    {"equal_bias": True, "activation": "softmax"},
     {"distance_bias": 2},
     {"distance_bias": 2, "sparsity": "threshold", "scaled": True},
     {"masked_sources": (2, 1)},
@@ -62,6 +66,7 @@ def test_every_switch_changes_the_loss(oracle):
 
 PRESETS = [("paper", {}), ("released", {}), ("paper", {"activation": "softmax"}), ("paper", {"coupled": True})]
 PRESETS += [("released", {"distance_bias": 2, "norm_aggregate": True, "masked_sources": (4,)})]
+PRESETS += [("paper", {"equal_bias": True}), ("paper", {"equal_bias": True, "activation": "softmax"})]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

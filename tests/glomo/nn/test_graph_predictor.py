@@ -71,6 +71,21 @@ def test_distance_bias_is_clipped(oracle):
     torch.testing.assert_close(graph[3], torch.tensor([4, 4, 1, 0], dtype=torch.float64) / 9)
 
 
+def test_the_bias_of_equal_units(oracle):
+    """With nothing else in the score, row t has the squares of what stands for x_j = x_t and for x_{j-1} = x_t."""
+    model = oracle.small("paper", equal_bias=True, layers=1, heads=1, initial_bias=0.0, eps=0.0)
+    for g in model.graph_predictor.directions:
+        for parameter in g.parameters():
+            parameter.data.zero_()
+        g.equal.data = torch.tensor([[0.1], [0.2]], dtype=torch.float64)
+    forward, backward = model.graph_predictor.graphs(*oracle.batch([5, 6, 5, 5, 7, 5]))[0, :, 0] * 10
+    # x_5 = 5 is at 0, 2, 3 as well, and follows a 5 at 1, 3, 4
+    torch.testing.assert_close(forward[5], torch.tensor([1, 4, 1, 9, 4, 0], dtype=torch.float64) * 10 / 19)
+    assert not forward[4].any()  # there is no 7 before
+    # from the end: x_0 = 5 is at 2, 3, 5 as well, and what stands before a 5 is at 1, 2, 4
+    torch.testing.assert_close(backward[0], torch.tensor([0, 4, 9, 1, 4, 1], dtype=torch.float64) * 10 / 19)
+
+
 @pytest.mark.parametrize("sparsity", ["bias", "threshold"])
 def test_the_start_bias_keeps_rows_alive(sparsity):
     """A row that starts dead has no gradient and stays dead."""
@@ -111,7 +126,7 @@ def test_gradcheck(oracle):
     g = model.graph_predictor.directions[0]
 
     def graphs(x):
-        found = g(x)
+        found = g(torch.tensor([[3, 4, 3]]), x)
         return found.query, found.key, found.bias
 
     assert torch.autograd.gradcheck(graphs, torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True))
@@ -131,13 +146,13 @@ def test_start_values():
     assert torch.equal(tied.to_query.weight, tied.to_key.weight)
     for name, value in tied.query_cnn.state_dict().items():
         assert torch.equal(value, tied.key_cnn.state_dict()[name])
-    graphs = tied(torch.randn(1, 4, 8))
+    graphs = tied(torch.tensor([[3, 4, 5, 3]]), torch.randn(1, 4, 8))
     assert torch.equal(graphs.query, graphs.key)  # then scores are greatest between equal contexts
 
 
 def test_keys_before_see_no_unit_of_their_own(oracle):
     direction = oracle.small("paper", keys_before=True).graph_predictor.directions[0]
     x = torch.randn(1, 6, direction.config.dim, dtype=direction.to_key.weight.dtype, requires_grad=True)
-    (gradient,) = torch.autograd.grad(direction(x).key[0, :, 3].sum(), x)
+    (gradient,) = torch.autograd.grad(direction(torch.arange(6)[None], x).key[0, :, 3].sum(), x)
     reached = gradient[0].abs().sum(-1) > 0
     assert reached.tolist() == [True, True, True, False, False, False]

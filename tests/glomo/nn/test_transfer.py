@@ -55,7 +55,9 @@ def oracle(graph, transfer, tokens, features, *, per_target, products=True, last
 
 
 @pytest.mark.parametrize(
-    "switches", [{}, {"activation": "softmax"}, {"distance_bias": 2}, {"masked_sources": (4, 5)}], ids=str
+    "switches",
+    [{}, {"activation": "softmax"}, {"distance_bias": 2}, {"masked_sources": (4, 5)}, {"equal_bias": True}],
+    ids=str,
 )
 @pytest.mark.parametrize("weights", ["global", "target"])
 def test_mixtures_of_graphs_and_matrix_products(weights, switches):

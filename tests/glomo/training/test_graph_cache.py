@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
         {"sparsity": "threshold"},
         {"distance_bias": 3},
         {"distance_bias": 3, "sparsity": "threshold", "masked_sources": (4,)},
+        {"equal_bias": True},
         {"activation": "softmax"},
         {"activation": "uniform"},
         {"coupled": True},
@@ -30,6 +31,8 @@ def test_a_batch_is_what_the_graph_gives(settings, limit, monkeypatch):
     vocabulary = Vocabulary.build(["a b c d e f"], 100)
     config = GLoMoConfig(vocab_size=len(vocabulary), dim=8, layers=2, heads=2, head_dim=4, conv_blocks=1, **settings)
     graph = random_graph(config, vocabulary, 0)
+    for parameter in graph.parameters():  # some start at zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
     texts = [[2, 3, 4, 5, 6, 7, 2], [3], [4, 4, 2, 5], [7, 6], [2, 4, 3]]
     cache = GraphCache(graph, texts, CPU)
     for indices in ([0, 1], [3, 2], [1], [4, 0, 2, 2]):
