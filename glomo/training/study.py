@@ -174,8 +174,10 @@ def study(config: StudyConfig, out: Path) -> dict[str, Any]:
             for number in range(given.graphs):
                 # controls take the vocabulary (and a random graph its sizes) of the first learned graph
                 changes = (variant if variant.graph == "learned" else first).pretrain
-                made = _existing(given.graph) if given.graph else _pretraining(given.pretrain, changes, number, out)
-                graphs[variant.name, number] = made
+                if given.graph:
+                    graphs[variant.name, number] = _existing(given.graph, variant.graph)
+                else:
+                    graphs[variant.name, number] = _pretraining(given.pretrain, changes, number, out)
         runs = {
             (task, variant.name, seed): _transfer(
                 path, variant, seed, graphs[variant.name, seed % given.graphs], out / task
@@ -270,12 +272,16 @@ def _pretraining(recipe: str, changes: Mapping[str, str], seed: int, out: Path) 
     return Job((*words, *_typed(options)), folder, _says(config))
 
 
-def _existing(graph: str) -> Job:
-    """No run, but what runs need of one: where the graph is, and what it is."""
+def _existing(graph: str, kind: str) -> Job:
+    """No run, but what runs need of one: where the graph is, and what of it the learned graph or a control depends on:
+    runs of controls stay when better weights come into its place."""
     found = load_graph(graph)  # or a sentence
     digest = hashlib.sha256(found.vocabulary.fingerprint.encode())
-    for name, value in found.state_dict().items():
-        digest.update(name.encode() + value.numpy().tobytes())
+    if kind in ("random", "learned"):
+        digest.update(json.dumps(found.config.to_dict(), sort_keys=True).encode())
+    if kind == "learned":
+        for name, value in found.state_dict().items():
+            digest.update(name.encode() + value.numpy().tobytes())
     return Job((), Path(graph), digest.hexdigest())
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,8 +211,12 @@ def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeyp
 
 
 def test_a_graph_that_is_there_already(recipes, tmp_path):
-    line = [sys.executable, "-m", "glomo", "pretrain", recipes.pretrain, "--out", str(tmp_path / "run")]
-    assert subprocess.run(line, capture_output=True).returncode == 0
+    def pretrain(steps):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        line = [sys.executable, "-m", "glomo", "pretrain", recipes.pretrain, "--out", str(tmp_path / "run")]
+        assert subprocess.run([*line, "--train.steps", str(steps)], capture_output=True).returncode == 0
+
+    pretrain(2)
     given = replace(recipes, pretrain="", graph=str(tmp_path / "run"), seeds=1, graphs=1)
     with pytest.raises(UserError, match="nothing of it is pre-trained"):
         study(StudyConfig(given), tmp_path / "out")  # softmax would be
@@ -220,3 +225,9 @@ def test_a_graph_that_is_there_already(recipes, tmp_path):
     assert {run["variant"] for run in results["runs"]} == {"learned", "random"}
     assert not (tmp_path / "out" / "graphs").exists()
     assert len(results["losses"]["learned"]) == 1
+    ended = {name: (tmp_path / "out" / "task" / f"{name}-0.done").stat().st_mtime_ns for name in ("learned", "random")}
+    pretrain(3)  # better weights of the same settings: the control stays
+    study(StudyConfig(given), tmp_path / "out")
+    again = {name: (tmp_path / "out" / "task" / f"{name}-0.done").stat().st_mtime_ns for name in ended}
+    assert again["random"] == ended["random"]
+    assert again["learned"] > ended["learned"]
