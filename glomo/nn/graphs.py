@@ -110,10 +110,10 @@ class Graphs:
         if self.equal is None or self.units is None:
             return bias
         target, source = self.units[:, targets, None], self.units[:, None, :]
-        pairs = zip(self.equal, (target == source, target == _before(source)), strict=True)
-        for added, where in pairs:
-            bias = bias + where[:, None] * added[:, None, None]
-        return bias
+        same, follows = ((target == other)[:, None].to(self.equal.dtype) for other in (source, _before(source)))
+        for_same, for_following = self.equal[:, :, None, None]
+        # in place: to allocate and first touch these tensors costs more than the arithmetic
+        return (same * for_same).addcmul_(follows, for_following).add_(bias)
 
     def to(self, dtype: torch.dtype) -> Graphs:
         """With queries and keys of `dtype` (scores are fp32 at least, whatever it is)."""
