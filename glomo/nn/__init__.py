@@ -7,7 +7,7 @@ from glomo.nn.baselines import BandGraph, GraphSource, MatchGraph, NoGraph, Unif
 from glomo.nn.config import GLoMoConfig
 from glomo.nn.decoder import ContextDecoder
 from glomo.nn.feature_predictor import FeaturePredictor
-from glomo.nn.frozen import FrozenGraph, random_graph
+from glomo.nn.frozen import FrozenGraph, TunedGraph, random_graph
 from glomo.nn.glomo import GLoMo
 from glomo.nn.graph_predictor import GraphPredictor
 from glomo.nn.graphs import Graphs, GraphStatistics, dead_row_rescue, reverse
@@ -34,6 +34,7 @@ __all__ = [
     "NoGraph",
     "Transformer",
     "TransformerConfig",
+    "TunedGraph",
     "UniformGraph",
     "dead_row_rescue",
     "random_graph",

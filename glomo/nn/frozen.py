@@ -68,6 +68,9 @@ class FrozenGraph(nn.Module):
 
         They depend on nothing that trains, so they may be computed once per sentence and kept.
         """
+        return self._graphs(token_ids, lengths)
+
+    def _graphs(self, token_ids: Tensor, lengths: Tensor) -> tuple[Graphs, Graphs]:
         forward, backward = (
             replace(graphs, bias=graphs.bias - self.cut) for graphs in self.graph_predictor(token_ids, lengths)
         )
@@ -91,6 +94,19 @@ class FrozenGraph(nn.Module):
                 raise UserError(f"the saved weight {prefix}{name} is {found}; the saved settings need {needed}.")
         predictor.load_state_dict(weights)
         return cls(predictor, vocabulary)
+
+
+class TunedGraph(FrozenGraph):
+    """A copy of a graph, `of`, that learns with the task it is used in: gradients flow into all that `FrozenGraph`
+    keeps still. It has to be among the modules whose parameters the optimiser has."""
+
+    def __init__(self, of: FrozenGraph) -> None:
+        super().__init__(of.graph_predictor, of.vocabulary, of.cut)
+        self.requires_grad_(True)
+
+    def queries_keys(self, token_ids: Tensor, lengths: Tensor) -> tuple[Graphs, Graphs]:
+        """The graphs of both directions, as those of `FrozenGraph`; they change as it learns."""
+        return self._graphs(token_ids, lengths)
 
 
 def random_graph(config: GLoMoConfig, vocabulary: Any, seed: int, cut: float = 0.0) -> FrozenGraph:

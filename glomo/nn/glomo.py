@@ -36,6 +36,7 @@ class GLoMo(nn.Module):
             self.rnns = nn.ModuleList(nn.GRU(config.dim, config.dim, config.layers, batch_first=True) for _ in range(2))
         elif not self._coupled:
             self.feature_predictors = nn.ModuleList([FeaturePredictor(config), FeaturePredictor(config)])
+        self.rescue_share = 1.0  # of the weight of the rescue term; not saved
         self.decoders = nn.ModuleList(ContextDecoder(config.dim, config.decoder_layers) for _ in range(2))
 
     def forward(self, tokens: Tensor, lengths: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -59,9 +60,9 @@ class GLoMo(nn.Module):
             weight = self.graph_predictor.embedding.weight
             drawn = (config.sampled_softmax if self.training else 0, generator)
             loss = loss + 0.5 * self.decoders[index](start, positions, horizon, units, lengths, x, weight, *drawn)
-            if self.training and config.rescue_weight:
+            if self.training and config.rescue_weight and self.rescue_share:
                 rescue = dead_row_rescue(graphs, lengths, config.rescue_margin, config.rescue_targets, generator)
-                loss = loss + 0.5 * config.rescue_weight * rescue
+                loss = loss + 0.5 * config.rescue_weight * self.rescue_share * rescue
         return loss
 
     def features(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

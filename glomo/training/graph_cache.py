@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glomo.data import pad
-from glomo.nn import FrozenGraph, Graphs
+from glomo.nn import FrozenGraph, Graphs, TunedGraph
 from glomo.nn.baselines import GraphSource
 
 LIMIT = 512 * 2**20  # bytes; larger ones are computed anew each step, as are the graphs that cost nothing
@@ -25,7 +25,7 @@ class GraphCache:
     def __init__(self, graph: GraphSource, ids: Sequence[Sequence[int]], device: torch.device) -> None:
         self.graph, self.ids, self.device = graph, ids, device
         self._kept: list[Graphs] | None = None
-        if isinstance(graph, FrozenGraph):
+        if isinstance(graph, FrozenGraph) and not isinstance(graph, TunedGraph):
             config = graph.config
             units = len(ids) * max(len(text) for text in ids)
             if units * config.layers * config.heads * config.head_dim * 4 * 4 <= LIMIT:  # two directions, query and key

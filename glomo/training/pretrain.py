@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -83,20 +83,26 @@ class PretrainData:
 
 @dataclass(frozen=True)
 class Pace:
-    """The [pace] section: when and how fast the graph's own networks learn (queries, keys and biases)."""
+    """The [pace] section: when and how fast the graph's own networks learn (queries, keys and biases), and where to."""
 
     graph_rate: float = 1.0
     """factor of their learning rate"""
     graph_from: int = 0
     """steps in which they stay at their start values, while the rest learns to use the graphs that these give"""
+    lower: float = 0.0
+    """every score is lowered by so much in all, in equal parts over the steps: graphs become sparse while they learn"""
+    rescue_until: int = 0
+    """the weight of the dead-row rescue falls to zero, in equal parts, by this step; 0: it stays"""
 
     def __post_init__(self) -> None:
         check_range("pace.graph_rate", self.graph_rate, 0)
         check_range("pace.graph_from", self.graph_from, 0)
+        check_range("pace.lower", self.lower, 0)
+        check_range("pace.rescue_until", self.rescue_until, 0)
 
     def stages(self, train: TrainConfig) -> MakeStages | None:
         """The groups "graph" and "rest" -> stages of train.steps together; None where there is nothing to say."""
-        if self == Pace():
+        if self.graph_rate == 1 and not self.graph_from:
             return None
         schedule, later = schedule_of(train), {"rest": train.lr, "graph": train.lr * self.graph_rate}
         first = min(self.graph_from, train.steps) if self.graph_rate else train.steps
@@ -109,6 +115,19 @@ class Pace:
             return [stage for stage in parts if stage.steps]
 
         return stages
+
+    def before_step(self, model: GLoMo, steps: int) -> Callable[[int], float] | None:
+        """What is done before each of so many steps; it gives the factor of the step's rates."""
+        if not (self.lower or self.rescue_until):
+            return None
+
+        def before(step: int) -> float:
+            model.graph_predictor.lower(self.lower / steps)
+            if self.rescue_until:
+                model.rescue_share = max(0.0, 1 - (step - 1) / self.rescue_until)
+            return 1.0
+
+        return before
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,8 @@ def pretrain_on(
     identity: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """`pretrain` on windows that exist already; of ``windows`` only ``lengths`` and ``batch(indices)`` are used."""
+    if config.pace.lower and not config.model.learns_graphs:
+        raise UserError(f"pace.lower lowers scores, and model.activation {config.model.activation} has none")
     world = set_up(config.train)
     held_out = _held_out(len(windows.lengths), config.data)
     kept = sorted(set(range(len(windows.lengths))) - set(held_out))
@@ -180,6 +201,7 @@ def pretrain_on(
         "pretrain",
     )
     task.stages = config.pace.stages(config.train)
+    task.before_step = config.pace.before_step(model, config.train.steps)
     if task.stages:
         graph = r"graph_predictor\.directions"
         task.groups = {"rest": rf"(?!{graph}).+", "graph": graph}

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, BucketBatches
 from glomo.errors import UserError
-from glomo.nn import BandGraph, FrozenGraph, GLoMoConfig, MatchGraph, NoGraph, UniformGraph, random_graph
+from glomo.nn import BandGraph, FrozenGraph, GLoMoConfig, MatchGraph, NoGraph, TunedGraph, UniformGraph, random_graph
 from glomo.nn.baselines import GraphSource
 from glomo.training.checkpoint import replace_file
 from glomo.training.comparison import Run, compare
@@ -30,8 +30,10 @@ from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.targets import make_target, own_vocabulary
 from glomo.training.targets.target import Target, statistics
 from glomo.training.texts import sample
+from glomo.training.train_config import schedule_of
 from glomo.training.transfer_config import TransferConfig
 from glomo.training.tune import make_stages
+from glomo.transfer.stages import Stage
 
 # of a random graph where no learned one says its sizes
 SMALL = GLoMoConfig(dim=128, layers=2, heads=4, head_dim=32, conv_blocks=2, scaled=True)
@@ -46,6 +48,8 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         raise UserError("the learned graph needs --graph.path DIR, the folder of a `glomo pretrain` run")
     if config.tune.init:
         raise UserError("tune.init is the language model of `glomo finetune`; a graph is named by graph.path")
+    if config.graph.rate and not config.tune.plain:
+        raise UserError("graph.rate goes with [tune] as it is; its layer groups are those of a frozen graph")
     world = set_up(config.train)
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds")
     learned = load_graph(config.graph.path) if config.graph.path else None
@@ -82,7 +86,9 @@ def run(
 ) -> Run:
     """Train one model on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it."""
     device = world.device
-    if isinstance(graph, torch.nn.Module):
+    if config.graph.rate and isinstance(graph, FrozenGraph):
+        graph = TunedGraph(graph)
+    if isinstance(graph, nn.Module):
         graph.to(device)
     trial = target.trial(config, graph, sample(len(target), config.data.labels, seed), seed, device)
 
@@ -91,7 +97,7 @@ def run(
 
     sections = {**to_dict(config), "run": {"graph": name, "seed": seed}}
     task = Task(
-        trial.model,
+        nn.ModuleDict({"graph": graph, "rest": trial.model}) if isinstance(graph, TunedGraph) else trial.model,
         BucketBatches(trial.lengths, config.train.batch_size, seed),
         loss,
         trial.test,
@@ -100,7 +106,11 @@ def run(
         f"{name}, seed {seed}",
     )
     settings = dataclasses.replace(config.train, seed=seed)
-    if not config.tune.plain:
+    if isinstance(graph, TunedGraph):
+        rates = {"rest": settings.lr, "graph": settings.lr * config.graph.rate}
+        task.groups = {"rest": r"rest\..+", "graph": r"graph\..+"}
+        task.stages = lambda groups: [Stage("all", settings.steps, rates, schedule_of(settings), 0, settings.steps)]
+    elif not config.tune.plain:
         task.groups = trial.patterns
         task.stages = make_stages(config.tune, settings, len(task.batches))
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds", "train.seed")

@@ -182,6 +182,9 @@ def test_too_little_text(tmp_path):
     text.write_text("a b\n")
     with pytest.raises(UserError, match="has 2 units, but at least 3 are needed"):
         pretrain(replace(CONFIG, data=replace(DATA, text=(str(text),))), tmp_path / "run")
+    uniform = replace(CONFIG, model=replace(CONFIG.model, activation="uniform"), pace=Pace(lower=1.0))
+    with pytest.raises(UserError, match=r"pace.lower lowers scores, and model.activation uniform has none"):
+        pretrain(uniform, tmp_path / "run")
     with pytest.raises(UserError, match="names no text"):
         pretrain(replace(CONFIG, data=PretrainData()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -216,8 +219,36 @@ def test_the_graphs_networks_learn_at_a_pace_of_their_own(tmp_path):
         Pace(graph_rate=-1)
 
 
+@pytest.mark.parametrize("sparsity", ["bias", "threshold"])
+def test_scores_are_lowered_and_the_rescue_ends_step_by_step(sparsity):
+    model = GLoMo(GLoMoConfig(vocab_size=9, dim=4, heads=2, layers=2, head_dim=2, conv_blocks=1, sparsity=sparsity))
+    batch = torch.randint(1, 9, (2, 5)), torch.tensor([5, 4])
+    scores = [graphs.query @ graphs.key.mT + graphs.bias for graphs in model.graph_predictor(*batch)]
+    before = Pace(lower=2.0, rescue_until=4).before_step(model, 8)
+    shares = []
+    for step in range(1, 9):
+        assert before(step) == 1.0
+        shares.append(model.rescue_share)
+    for old, graphs in zip(scores, model.graph_predictor(*batch), strict=True):
+        torch.testing.assert_close(graphs.query @ graphs.key.mT + graphs.bias, old - 2)
+    assert shares == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    assert Pace(graph_rate=0.5).before_step(model, 8) is None
+
+
+def test_the_rescue_term_counts_by_its_share():
+    torch.manual_seed(0)
+    config = GLoMoConfig(vocab_size=9, dim=4, heads=2, layers=2, head_dim=2, conv_blocks=1, initial_bias=-1.0)
+    model = GLoMo(replace(config, rescue_weight=3.0))
+    batch = torch.randint(1, 9, (2, 5)), torch.tensor([5, 4])
+    loss = []
+    for model.rescue_share in (0.0, 0.5, 1.0):
+        loss.append(model(*batch, torch.Generator().manual_seed(0)).item())
+    assert loss[0] < loss[1] < loss[2]
+    assert loss[1] - loss[0] == pytest.approx(loss[2] - loss[1], rel=1e-4)
+
+
 def test_a_paced_run_goes_on_to_the_same_bits(tmp_path):
-    config = replace(CONFIG, pace=Pace(graph_rate=0.5, graph_from=2))
+    config = replace(CONFIG, pace=Pace(graph_rate=0.5, graph_from=2, rescue_until=3))
     pretrain(config, tmp_path / "whole")
     pretrain(replace(config, train=replace(TRAIN, steps=2)), tmp_path / "parts")
     pretrain(config, tmp_path / "parts")

@@ -11,6 +11,7 @@ from glomo.data import Vocabulary
 from glomo.errors import UserError
 from glomo.nn import FrozenGraph, GLoMoConfig, NoGraph, UniformGraph, random_graph
 from glomo.training import checkpoint
+from glomo.training.models import load_graph
 from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
 from glomo.training.targets import classifier, words
 from glomo.training.targets.target import statistics
@@ -95,6 +96,29 @@ def test_a_learned_task_is_learned_and_the_frozen_graph_is_not_touched(tmp_path,
     )
     results = transfer(config, tmp_path / "out")
     assert [r["figures"]["accuracy"] for r in results["runs"]] == [1.0, 1.0]
+
+
+def test_a_graph_that_is_tuned_learns_with_the_task(tmp_path, graph_folder):
+    def weights(name, **graph):
+        options = GraphOptions(path=graph_folder, **graph)
+        config = replace(CONFIG, graph=options, compare=Compare(("none", "learned"), 1), train=replace(TRAIN, steps=1))
+        transfer(config, tmp_path / name)
+        return checkpoint.load(tmp_path / name / "learned-0" / "final").weights
+
+    before = {f"graph.{key}": value for key, value in load_graph(graph_folder).state_dict().items()}
+    fast, slow = weights("fast", rate=1.0), weights("slow", rate=0.1)
+    moved = 0
+    for key, old in before.items():  # AdamW's first step is as large as the rate, and decay is a share of it
+        torch.testing.assert_close(slow[key] - old, 0.1 * (fast[key] - old), rtol=0.05, atol=1e-6)
+        moved += int((fast[key] != old).any())
+    assert moved > len(before) / 2
+    frozen = weights("frozen")
+    assert not any(key.startswith("graph.") for key in frozen)
+    for key, value in frozen.items():  # one step from the same start, whatever the graph does
+        torch.testing.assert_close(fast[f"rest.{key}"], value)
+    config = replace(CONFIG, graph=GraphOptions(path=graph_folder, rate=1.0), tune=Tune(method="top"))
+    with pytest.raises(UserError, match=r"graph.rate goes with \[tune\] as it is"):
+        transfer(config, tmp_path / "out")
 
 
 def test_texts_become_units_of_the_graphs_vocabulary():
