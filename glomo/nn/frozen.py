@@ -25,7 +25,7 @@ class FrozenGraph(nn.Module):
 
     cut: what every score is lowered by, r = relu(s - cut): weak links fall away, and rows without a strong one are
         zero. 0 is the graph as it was learned; softmax graphs, which no constant changes, stay as they are. It may be
-        set later too, and is not saved.
+        set later, before graphs are computed and kept, and is not saved.
 
     Raises `UserError` when the vocabulary's size is not the predictor's.
     """
@@ -97,11 +97,11 @@ class FrozenGraph(nn.Module):
 
 
 class TunedGraph(FrozenGraph):
-    """A copy of a graph, `of`, that learns with the task it is used in: gradients flow into all that `FrozenGraph`
+    """A copy of a graph predictor that learns with the task it is used in: gradients flow into all that `FrozenGraph`
     keeps still. It has to be among the modules whose parameters the optimiser has."""
 
-    def __init__(self, of: FrozenGraph) -> None:
-        super().__init__(of.graph_predictor, of.vocabulary, of.cut)
+    def __init__(self, graph_predictor: GraphPredictor, vocabulary: Any, cut: float = 0.0) -> None:
+        super().__init__(graph_predictor, vocabulary, cut)
         self.requires_grad_(True)
 
     def queries_keys(self, token_ids: Tensor, lengths: Tensor) -> tuple[Graphs, Graphs]:

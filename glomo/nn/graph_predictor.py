@@ -200,16 +200,6 @@ class GraphPredictor(nn.Module):
             mask = ~torch.isin(tokens, masked)[:, None, None, :]
         return self.directions[index](tokens, x, mask, reversed=index == 1)
 
-    @torch.no_grad()
-    def lower(self, amount: float) -> None:
-        """Lower every score of both directions by so much."""
-        for direction in self.directions:
-            assert isinstance(direction, GraphDirection)
-            if self.config.sparsity == "threshold":
-                direction.threshold.add_(amount)
-            else:
-                direction.bias.sub_(amount)
-
     def graphs(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """All graphs as one tensor `(B, 2, N, T, T)` in the order of the text; rows of padded targets are zero.
 

@@ -86,7 +86,8 @@ class Graphs:
     units: Tensor | None = None
     """`(B, T)`, the units that `equal` compares."""
     equal: Tensor | None = None
-    """`(2, N)`, further terms of the bias: `equal[0]` where x_j = x_t, and `equal[1]` where x_{j-1} = x_t."""
+    """`(2, N)`, further terms of the bias: `equal[0]` where x_j = x_t, and `equal[1]` where x_{j-1} = x_t (in the
+    direction's order), x_t other than the unknown unit. The ops are then given a bias `(B, N, T, T)`."""
 
     @property
     def num_layers(self) -> int:
@@ -109,7 +110,8 @@ class Graphs:
             bias = bias[..., targets, :]
         if self.equal is None or self.units is None:
             return bias
-        target, source = self.units[:, targets, None], self.units[:, None, :]
+        known = self.units.masked_fill(self.units <= 1, -1)  # unknown units need not be equal
+        target, source = self.units[:, targets, None], known[:, None, :]
         same, follows = ((target == other)[:, None].to(self.equal.dtype) for other in (source, _before(source)))
         for_same, for_following = self.equal[:, :, None, None]
         # in place: to allocate and first touch these tensors costs more than the arithmetic
@@ -122,7 +124,8 @@ class Graphs:
         return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), bias=bias, equal=equal)
 
     def attend(self, value: Tensor) -> Tensor:
-        """`A_n value_n` for each graph: `value (B, N, T, Ev) -> (B, N, T, Ev)`; no T x T tensor with relu2."""
+        """`A_n value_n` for each graph: `value (B, N, T, Ev) -> (B, N, T, Ev)`. With relu2 no
+        T x T tensor is made, but for the bias that `equal` needs."""
         value = value.to(self.query.dtype)  # differs under autocast only
         if self.activation == "softmax":
             out = attention(self.query, self.key, value, self._softmax_mask(), scale=self.scale)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,18 @@ def load_graph(path: str | Path) -> FrozenGraph:
         path = FOLDER / str(path)
     with model_in(path, "graph", "graph", ("best", "final")) as (found, vocabulary):
         return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
+
+
+def graph_fingerprint(graph: FrozenGraph, kind: str) -> str:
+    """A hash of what runs on a graph depend on: those of the graph `learned` on its vocabulary, settings and weights,
+    those of `random` on the first two, and those of another control on the vocabulary."""
+    digest = hashlib.sha256(graph.vocabulary.fingerprint.encode())
+    if kind in ("random", "learned"):
+        digest.update(json.dumps(graph.config.to_dict(), sort_keys=True).encode())
+    if kind == "learned":
+        for name, value in graph.state_dict().items():
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def export_graph(path: str | Path, folder: Path) -> int:

@@ -83,21 +83,18 @@ class PretrainData:
 
 @dataclass(frozen=True)
 class Pace:
-    """The [pace] section: when and how fast the graph's own networks learn (queries, keys and biases), and where to."""
+    """The [pace] section: when and how fast the graph's own networks learn (queries, keys and biases)."""
 
     graph_rate: float = 1.0
     """factor of their learning rate"""
     graph_from: int = 0
     """steps in which they stay at their start values, while the rest learns to use the graphs that these give"""
-    lower: float = 0.0
-    """every score is lowered by so much in all, in equal parts over the steps: graphs become sparse while they learn"""
     rescue_until: int = 0
-    """the weight of the dead-row rescue falls to zero, in equal parts, by this step; 0: it stays"""
+    """the weight of the dead-row rescue falls in equal parts, to zero at this step; 0: it stays"""
 
     def __post_init__(self) -> None:
         check_range("pace.graph_rate", self.graph_rate, 0)
         check_range("pace.graph_from", self.graph_from, 0)
-        check_range("pace.lower", self.lower, 0)
         check_range("pace.rescue_until", self.rescue_until, 0)
 
     def stages(self, train: TrainConfig) -> MakeStages | None:
@@ -116,15 +113,13 @@ class Pace:
 
         return stages
 
-    def before_step(self, model: GLoMo, steps: int) -> Callable[[int], float] | None:
-        """What is done before each of so many steps; it gives the factor of the step's rates."""
-        if not (self.lower or self.rescue_until):
+    def before_step(self, model: GLoMo) -> Callable[[int], float] | None:
+        """What is done before each step, counted from 1; it gives the factor of the step's rates."""
+        if not self.rescue_until:
             return None
 
         def before(step: int) -> float:
-            model.graph_predictor.lower(self.lower / steps)
-            if self.rescue_until:
-                model.rescue_share = max(0.0, 1 - (step - 1) / self.rescue_until)
+            model.rescue_share = max(0.0, 1 - step / self.rescue_until)
             return 1.0
 
         return before
@@ -172,8 +167,8 @@ def pretrain_on(
     identity: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """`pretrain` on windows that exist already; of ``windows`` only ``lengths`` and ``batch(indices)`` are used."""
-    if config.pace.lower and not config.model.learns_graphs:
-        raise UserError(f"pace.lower lowers scores, and model.activation {config.model.activation} has none")
+    if config.pace.rescue_until and not config.model.rescue_weight:
+        raise UserError("pace.rescue_until is of the dead-row rescue, and model.rescue_weight is 0: there is none")
     world = set_up(config.train)
     held_out = _held_out(len(windows.lengths), config.data)
     kept = sorted(set(range(len(windows.lengths))) - set(held_out))
@@ -201,7 +196,7 @@ def pretrain_on(
         "pretrain",
     )
     task.stages = config.pace.stages(config.train)
-    task.before_step = config.pace.before_step(model, config.train.steps)
+    task.before_step = config.pace.before_step(model)
     if task.stages:
         graph = r"graph_predictor\.directions"
         task.groups = {"rest": rf"(?!{graph}).+", "graph": graph}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from glomo.training.config import (
     to_dict,
 )
 from glomo.training.loop import Interrupted, stop_signals
-from glomo.training.models import load_graph
+from glomo.training.models import graph_fingerprint, load_graph
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.transfer_config import GRAPHS, TransferConfig
@@ -144,7 +145,22 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it has ended well before, with the configuration that it would have now."""
-        return self.stamp.exists() and self.stamp.read_text(encoding="utf-8") == self.says
+        return self._says(self.stamp)
+
+    def begin(self) -> None:
+        """Make its folder ready; what a run of another configuration has left there goes."""
+        begun = self.stamp.with_suffix(".begun")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        if not self._says(begun):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            replace_file(begun, self.says.encode())
+
+    def end(self) -> None:
+        """After it has ended well."""
+        replace_file(self.stamp, self.says.encode())
+
+    def _says(self, file: Path) -> bool:
+        return file.exists() and file.read_text(encoding="utf-8") == self.says
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -275,14 +291,7 @@ def _pretraining(recipe: str, changes: Mapping[str, str], seed: int, out: Path) 
 def _existing(graph: str, kind: str) -> Job:
     """No run, but what runs need of one: where the graph is, and what of it the learned graph or a control depends on:
     runs of controls stay when better weights come into its place."""
-    found = load_graph(graph)  # or a sentence
-    digest = hashlib.sha256(found.vocabulary.fingerprint.encode())
-    if kind in ("random", "learned"):
-        digest.update(json.dumps(found.config.to_dict(), sort_keys=True).encode())
-    if kind == "learned":
-        for name, value in found.state_dict().items():
-            digest.update(name.encode() + value.numpy().tobytes())
-    return Job((), Path(graph), digest.hexdigest())
+    return Job((), Path(graph), graph_fingerprint(load_graph(graph), kind))
 
 
 def _transfer(recipe: str, variant: Variant, seed: int, graph: Job, out: Path) -> Job:
@@ -346,7 +355,7 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
             nonlocal ended
             if stopped_by or failed:
                 return
-            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            job.begin()
             log = job.folder.with_name(job.folder.name + ".log")
             with log.open("w", encoding="utf-8") as stream:
                 line = [sys.executable, "-m", "glomo", *job.words]
@@ -360,7 +369,7 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
                         process.wait(0.2)
             with lock:
                 if code == 0:
-                    replace_file(job.stamp, job.says.encode())
+                    job.end()
                     ended += 1
                     print(f"study: {ended} of {len(jobs)}: {job.folder}", file=sys.stderr, flush=True)
                 elif code in (130, 143):  # a terminal's Ctrl-C has reached it, and us

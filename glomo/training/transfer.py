@@ -25,7 +25,7 @@ from glomo.training.comparison import Run, compare
 from glomo.training.config import default_values, to_dict
 from glomo.training.distributed import World
 from glomo.training.loop import Task, set_up, train
-from glomo.training.models import load_graph
+from glomo.training.models import graph_fingerprint, load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.targets import make_target, own_vocabulary
 from glomo.training.targets.target import Target, statistics
@@ -49,7 +49,9 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     if config.tune.init:
         raise UserError("tune.init is the language model of `glomo finetune`; a graph is named by graph.path")
     if config.graph.rate and not config.tune.plain:
-        raise UserError("graph.rate goes with [tune] as it is; its layer groups are those of a frozen graph")
+        raise UserError("graph.rate needs tune.method full, tune.factor 1 and no tune.rates: it is the only rate apart")
+    if config.graph.rate and config.train.shard:
+        raise UserError("train.shard cannot divide a graph that learns; graph.rate needs train.shard false")
     world = set_up(config.train)
     may_change = (*MAY_CHANGE, "compare.graphs", "compare.seeds")
     learned = load_graph(config.graph.path) if config.graph.path else None
@@ -60,6 +62,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
     else:
         vocabulary = own_vocabulary(config)
         settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
+    fingerprints = {name: graph_fingerprint(learned, name) for name in ("learned", "random") if learned is not None}
     target = make_target(config, vocabulary)
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
     for seed in seeds:  # all of them before anything is trained
@@ -73,7 +76,8 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         for seed in seeds:
             for name in config.compare.graphs:
                 graph = _graph(name, config, learned, settings, vocabulary, seed)
-                runs.append(run(config, target, name, graph, seed, out, world))
+                of = {"graph": fingerprints[name]} if name in fingerprints else {}
+                runs.append(run(config, target, name, graph, of, seed, out, world))
         found = compare(runs, target.measures[0])
         results = {"task": config.data.dataset or config.data.train, "counts": dict(target.counts), **found}
         if world.rank == 0:
@@ -82,12 +86,20 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
 
 
 def run(
-    config: TransferConfig, target: Target, name: str, graph: GraphSource, seed: int, out: Path, world: World
+    config: TransferConfig,
+    target: Target,
+    name: str,
+    graph: GraphSource,
+    identity: dict[str, str],
+    seed: int,
+    out: Path,
+    world: World,
 ) -> Run:
-    """Train one model on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it."""
+    """Train one model on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it. A run that is taken
+    up again must be on a graph of the same `identity`."""
     device = world.device
     if config.graph.rate and isinstance(graph, FrozenGraph):
-        graph = TunedGraph(graph)
+        graph = TunedGraph(graph.graph_predictor, graph.vocabulary, graph.cut)
     if isinstance(graph, nn.Module):
         graph.to(device)
     trial = target.trial(config, graph, sample(len(target), config.data.labels, seed), seed, device)
@@ -97,18 +109,19 @@ def run(
 
     sections = {**to_dict(config), "run": {"graph": name, "seed": seed}}
     task = Task(
-        nn.ModuleDict({"graph": graph, "rest": trial.model}) if isinstance(graph, TunedGraph) else trial.model,
+        nn.ModuleDict({"graph": graph, "task": trial.model}) if isinstance(graph, TunedGraph) else trial.model,
         BucketBatches(trial.lengths, config.train.batch_size, seed),
         loss,
         trial.test,
         {**target.meta, "config": sections},
-        {"layout of the weights": "2", "task": target.fingerprint},  # 1: before there were other tasks than texts
+        # 1: before there were other tasks than texts
+        {"layout of the weights": "2", "task": target.fingerprint, **identity},
         f"{name}, seed {seed}",
     )
     settings = dataclasses.replace(config.train, seed=seed)
     if isinstance(graph, TunedGraph):
-        rates = {"rest": settings.lr, "graph": settings.lr * config.graph.rate}
-        task.groups = {"rest": r"rest\..+", "graph": r"graph\..+"}
+        rates = {"task": settings.lr, "graph": settings.lr * config.graph.rate}
+        task.groups = {"task": r"task\..+", "graph": r"graph\..+"}
         task.stages = lambda groups: [Stage("all", settings.steps, rates, schedule_of(settings), 0, settings.steps)]
     elif not config.tune.plain:
         task.groups = trial.patterns

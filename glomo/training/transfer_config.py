@@ -66,9 +66,10 @@ class GraphOptions:
     path: str = ""
     """run or checkpoint folder of `glomo pretrain`, for the graphs learned and random"""
     cut: float = 0.0
-    """of the graphs learned and random: their scores are lowered by it, so that weak links fall away"""
+    """of the graphs learned and random (not of softmax): their scores are lowered by it, so weak links fall away"""
     rate: float = 0.0
-    """of the graphs learned and random: their own weights learn too, at train.lr times this; 0: they stay"""
+    """of the graphs learned and random: their own weights learn too, at train.lr times this (checkpoints have them, as
+    graph.*); 0: they stay"""
     mixtures: int = 2
     """mixed graphs per direction"""
     weights: Literal["global", "target"] = "global"
@@ -89,6 +90,7 @@ class GraphOptions:
     """of tasks of two texts: graphs of both as one row, so that units of one may read the other; false: of each"""
 
     def __post_init__(self) -> None:
+        check_range("graph.cut", self.cut, 0)
         check_range("graph.rate", self.rate, 0)
         check_range("graph.mixtures", self.mixtures, 1)
         check_range("graph.band", self.band, 1)

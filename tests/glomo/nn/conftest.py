@@ -84,9 +84,9 @@ def one_graph(g, config, layer, head, for_query, for_key, ids):
                 s = s + g.bias[layer]
             if config.distance_bias:
                 s = s + g.distance[n, min(t - j, config.distance_bias) - 1]
-            if config.equal_bias and ids[j] == ids[t]:
+            if config.equal_bias and ids[j] == ids[t] > 1:
                 s = s + 10 * g.equal[0, n]
-            if config.equal_bias and j > 0 and ids[j - 1] == ids[t]:
+            if config.equal_bias and j > 0 and ids[j - 1] == ids[t] > 1:
                 s = s + 10 * g.equal[1, n]
             score[j] = s
         if config.activation == "softmax":

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from glomo.errors import UserError
-from glomo.nn import FrozenGraph, GraphTransfer, random_graph
+from glomo.nn import FrozenGraph, GraphTransfer, TunedGraph, random_graph
 
 
 class Words:
@@ -72,6 +72,11 @@ def test_a_cut_lowers_every_score(oracle, sparsity):
     for a, b in zip(graph.queries_keys(tokens, lengths), lowered.queries_keys(tokens, lengths), strict=True):
         torch.testing.assert_close(a.materialise(), b.materialise())
         assert a.materialise().any()
+    tuned = TunedGraph(model.graph_predictor, Words(13), cut=0.3)
+    tuned.graph_predictor.load_state_dict(graph.graph_predictor.state_dict())
+    for a, b in zip(graph.queries_keys(tokens, lengths), tuned.queries_keys(tokens, lengths), strict=True):
+        assert torch.equal(a.materialise(), b.materialise())
+        assert b.query.requires_grad
 
 
 @pytest.mark.parametrize("switches", [{}, {"coupled": True}, {"distance_bias": 3}], ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-SEQUENCES = ([3, 7, 2, 9, 4, 11], [5, 2, 12], [8, 1, 1, 6])
+SEQUENCES = ([3, 7, 2, 3, 4, 7, 3], [5, 2, 5], [8, 1, 1, 6])
 
 SWITCHES = [
     {},
@@ -21,7 +21,7 @@ SWITCHES = [
     {"distance_bias": 3, "distance_start": "slopes"},
     {"coupled": True, "distance_bias": 3},
     {"coupled": True, "sparsity": "threshold", "layers": 3},
-    {"equal_bias": True, "rescue_weight": 1.0},
+    {"equal_bias": True},
     {"equal_bias": True, "distance_bias": 2, "sparsity": "threshold", "value_projection": True},
     {"equal_bias": True, "coupled": True, "layers": 3},
     {"equal_bias": True, "activation": "softmax"},
@@ -46,7 +46,16 @@ def test_loss_is_the_oracles(oracle, switches):
     assert model(*oracle.batch(*SEQUENCES)).item() == pytest.approx(expected.item(), rel=1e-10)
 
 
-@pytest.mark.parametrize("switches", [{}, {"sparsity": "threshold", "update": "gru_product"}], ids=name)
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"sparsity": "threshold", "update": "gru_product"},
+        {"equal_bias": True, "distance_bias": 2, "update": "linear", "value_projection": True},
+        {"equal_bias": True, "coupled": True, "sparsity": "bias", "layers": 2},
+    ],
+    ids=name,
+)
 def test_gradient_is_the_oracles(oracle, switches):
     model = oracle.small("released", positions=0, **switches)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -145,7 +154,7 @@ def test_padding_takes_no_gradient(oracle):
     tokens, lengths = oracle.batch(*SEQUENCES)
     gradients = []
     for filler in (0, 12):
-        padded = torch.where(torch.arange(6) < lengths[:, None], tokens, filler)
+        padded = torch.where(torch.arange(7) < lengths[:, None], tokens, filler)
         gradients.append(torch.autograd.grad(model(padded, lengths), weight)[0])
     assert torch.equal(*gradients)
 

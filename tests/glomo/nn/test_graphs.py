@@ -96,6 +96,42 @@ def test_rescue_of_sampled_targets_estimates_the_whole():
     assert parts.mean().item() == pytest.approx(whole.item(), rel=0.1)
 
 
+@pytest.mark.parametrize("bias", [0.3, torch.randn(2, 1, 1), torch.randn(2, 6, 6), torch.randn(3, 2, 6, 1)], ids=str)
+def test_equal_units_are_a_bias_of_their_own(bias):
+    """Against the same bias written out pair by pair: graphs of every layer, attention and the rescue term."""
+    torch.manual_seed(0)
+    units = torch.tensor([[3, 4, 3, 4, 4, 0], [1, 5, 1, 1, 5, 6], [2, 2, 2, 2, 2, 2]])
+    equal = torch.randn(2, 2, requires_grad=True)
+    written = []
+    for row in units.tolist():
+        for head in range(2):
+            written += [
+                equal[0, head] * (t == j > 1) + equal[1, head] * (i > 0 and row[i - 1] == t > 1)
+                for t in row
+                for i, j in enumerate(row)
+            ]
+    whole = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x in written]).view(3, 2, 6, 6) + bias
+    query, key, value = torch.randn(3, 3, 2, 6, 4).unbind()
+    graphs = Graphs(query, key, bias, num_heads=1, units=units, equal=equal)
+    plain = Graphs(query, key, whole, num_heads=1)
+    lengths = torch.tensor([5, 6, 6])
+    results = (
+        lambda g: g.materialise(),
+        lambda g: g.attend(value),
+        lambda g: g.layer(1).materialise(),
+        lambda g: dead_row_rescue(g, lengths, 2.0, 3, torch.Generator().manual_seed(0)),
+        lambda g: g.to(torch.float64).materialise(),
+    )
+    for result in results:
+        found, expected = result(graphs), result(plain)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad((x**2).sum(), equal, retain_graph=True)[0] for x in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+        assert gradients[0].abs().min() > 0 or found.dim() != 4 or found.shape[1] == 1
+    half = Graphs(query.double(), key.double(), 0.0, units=units, equal=equal.detach().double())
+    assert half.to(torch.float32).whole_bias().dtype == torch.float32
+
+
 @pytest.mark.parametrize("size", [0, 1])
 def test_rescue_without_any_source_is_zero(size):
     empty = torch.randn(2, 1, size, 3)

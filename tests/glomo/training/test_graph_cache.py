@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glomo.data import Vocabulary, pad
-from glomo.nn import BandGraph, GLoMoConfig, NoGraph, random_graph
+from glomo.nn import BandGraph, GLoMoConfig, NoGraph, TunedGraph, random_graph
 from glomo.training import graph_cache
 from glomo.training.graph_cache import GraphCache
 
@@ -41,6 +41,18 @@ def test_a_batch_is_what_the_graph_gives(settings, limit, monkeypatch):
             assert found.query.shape == expected.query.shape
             valid = (torch.arange(ids.shape[1]) < lengths[:, None])[:, None, :, None]
             torch.testing.assert_close(found.materialise() * valid, expected.materialise() * valid)
+
+
+def test_a_tuned_graph_is_computed_anew():
+    vocabulary = Vocabulary.build(["a b c d e f"], 100)
+    config = GLoMoConfig(vocab_size=len(vocabulary), dim=8, layers=2, heads=2, head_dim=4, conv_blocks=1)
+    graph = TunedGraph(random_graph(config, vocabulary, 0).graph_predictor, vocabulary)
+    cache = GraphCache(graph, [[2, 3, 4], [5, 6]], CPU)
+    before = cache.batch([0])[0]
+    assert before.query.requires_grad
+    for parameter in graph.parameters():
+        parameter.data += 0.1
+    assert not torch.equal(cache.batch([0])[0].query, before.query)
 
 
 def test_other_graphs_pass_through():

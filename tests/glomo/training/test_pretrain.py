@@ -11,7 +11,7 @@ import torch
 
 from glomo.data import Vocabulary, Windows
 from glomo.errors import UserError
-from glomo.nn import GLoMo, GLoMoConfig
+from glomo.nn import GLoMo, GLoMoConfig, dead_row_rescue
 from glomo.training import checkpoint
 from glomo.training.models import load_graph
 from glomo.training.pretrain import (
@@ -182,9 +182,6 @@ def test_too_little_text(tmp_path):
     text.write_text("a b\n")
     with pytest.raises(UserError, match="has 2 units, but at least 3 are needed"):
         pretrain(replace(CONFIG, data=replace(DATA, text=(str(text),))), tmp_path / "run")
-    uniform = replace(CONFIG, model=replace(CONFIG.model, activation="uniform"), pace=Pace(lower=1.0))
-    with pytest.raises(UserError, match=r"pace.lower lowers scores, and model.activation uniform has none"):
-        pretrain(uniform, tmp_path / "run")
     with pytest.raises(UserError, match="names no text"):
         pretrain(replace(CONFIG, data=PretrainData()), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -219,20 +216,23 @@ def test_the_graphs_networks_learn_at_a_pace_of_their_own(tmp_path):
         Pace(graph_rate=-1)
 
 
-@pytest.mark.parametrize("sparsity", ["bias", "threshold"])
-def test_scores_are_lowered_and_the_rescue_ends_step_by_step(sparsity):
-    model = GLoMo(GLoMoConfig(vocab_size=9, dim=4, heads=2, layers=2, head_dim=2, conv_blocks=1, sparsity=sparsity))
-    batch = torch.randint(1, 9, (2, 5)), torch.tensor([5, 4])
-    scores = [graphs.query @ graphs.key.mT + graphs.bias for graphs in model.graph_predictor(*batch)]
-    before = Pace(lower=2.0, rescue_until=4).before_step(model, 8)
+def test_the_rescue_ends_step_by_step(tmp_path, monkeypatch):
     shares = []
-    for step in range(1, 9):
-        assert before(step) == 1.0
-        shares.append(model.rescue_share)
-    for old, graphs in zip(scores, model.graph_predictor(*batch), strict=True):
-        torch.testing.assert_close(graphs.query @ graphs.key.mT + graphs.bias, old - 2)
-    assert shares == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
-    assert Pace(graph_rate=0.5).before_step(model, 8) is None
+
+    def noted(graphs, *args):
+        shares.append(models[-1].rescue_share)
+        return dead_row_rescue(graphs, *args)
+
+    models = []
+    create = GLoMo.__init__
+    monkeypatch.setattr(GLoMo, "__init__", lambda self, config: models.append(self) or create(self, config))
+    monkeypatch.setattr("glomo.nn.glomo.dead_row_rescue", noted)
+    model = replace(CONFIG.model, rescue_weight=1.0)
+    train = replace(TRAIN, steps=6)
+    pretrain(replace(CONFIG, model=model, train=train, pace=Pace(rescue_until=4)), tmp_path / "run")
+    assert shares == [0.75] * 2 + [0.5] * 2 + [0.25] * 2  # both directions, and none from step 4 on
+    with pytest.raises(UserError, match=r"model.rescue_weight is 0: there is none"):
+        pretrain(replace(CONFIG, pace=Pace(rescue_until=4)), tmp_path / "other")
 
 
 def test_the_rescue_term_counts_by_its_share():
@@ -248,7 +248,8 @@ def test_the_rescue_term_counts_by_its_share():
 
 
 def test_a_paced_run_goes_on_to_the_same_bits(tmp_path):
-    config = replace(CONFIG, pace=Pace(graph_rate=0.5, graph_from=2, rescue_until=3))
+    pace = Pace(graph_rate=0.5, graph_from=2, rescue_until=3)
+    config = replace(CONFIG, model=replace(CONFIG.model, rescue_weight=1.0), pace=pace)
     pretrain(config, tmp_path / "whole")
     pretrain(replace(config, train=replace(TRAIN, steps=2)), tmp_path / "parts")
     pretrain(config, tmp_path / "parts")

@@ -231,3 +231,7 @@ def test_a_graph_that_is_there_already(recipes, tmp_path):
     again = {name: (tmp_path / "out" / "task" / f"{name}-0.done").stat().st_mtime_ns for name in ended}
     assert again["random"] == ended["random"]
     assert again["learned"] > ended["learned"]
+    study(StudyConfig(replace(given, variants=("learned: learned",))), tmp_path / "fresh")
+    rows = [(tmp_path / out / "task" / "learned-0" / "learned-0" / "metrics.jsonl") for out in ("out", "fresh")]
+    losses = [[json.loads(line)["loss"] for line in path.read_text().splitlines()] for path in rows]
+    assert losses[0] == losses[1]  # trained anew, on the new graph

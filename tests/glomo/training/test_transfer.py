@@ -1,6 +1,7 @@
 """Transfer with controls on small files: what is compared, what is paired, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,9 +116,51 @@ def test_a_graph_that_is_tuned_learns_with_the_task(tmp_path, graph_folder):
     frozen = weights("frozen")
     assert not any(key.startswith("graph.") for key in frozen)
     for key, value in frozen.items():  # one step from the same start, whatever the graph does
-        torch.testing.assert_close(fast[f"rest.{key}"], value)
+        torch.testing.assert_close(fast[f"task.{key}"], value)
     config = replace(CONFIG, graph=GraphOptions(path=graph_folder, rate=1.0), tune=Tune(method="top"))
-    with pytest.raises(UserError, match=r"graph.rate goes with \[tune\] as it is"):
+    with pytest.raises(UserError, match=r"graph.rate needs tune.method full"):
+        transfer(config, tmp_path / "out")
+
+
+def test_a_tuned_run_goes_on_to_the_same_bits_and_its_graphs_move(tmp_path, graph_folder):
+    graph = GraphOptions(path=graph_folder, rate=1.0)
+    compare = Compare(("learned",), 1)
+    config = replace(CONFIG, graph=graph, compare=compare, train=replace(TRAIN, steps=4, lr=1e-2))
+    transfer(config, tmp_path / "whole")
+    transfer(replace(config, train=replace(config.train, steps=2)), tmp_path / "parts")
+    transfer(config, tmp_path / "parts")
+    files = [tmp_path / name / "learned-0" / "final" for name in ("whole", "parts")]
+    whole, parts = (checkpoint.load(file).weights for file in files)
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+    # what the task sees is the graph as it is now: of the first step's weights alone the second one's would be others
+    still = replace(config, graph=GraphOptions(path=graph_folder), train=replace(config.train, steps=4))
+    transfer(still, tmp_path / "still")
+    frozen = checkpoint.load(tmp_path / "still" / "learned-0" / "final").weights
+    assert any(not torch.equal(whole[f"task.{key}"], value) for key, value in frozen.items())
+
+
+@pytest.mark.parametrize("name", ["learned", "random"])
+def test_a_recipe_cuts_its_graph(tmp_path, graph_folder, name):
+    dead = []
+    for cut in (0.0, 1e3):
+        graph = GraphOptions(path=graph_folder, cut=cut)
+        results = transfer(replace(CONFIG, graph=graph, compare=Compare((name,), 1)), tmp_path / str(cut))
+        dead.append(results["graphs"][name]["share_dead"])
+    assert dead[0] < 1
+    assert dead[1] == 1
+
+
+def test_a_run_goes_on_with_its_graph_alone(tmp_path, graph_folder):
+    config = replace(CONFIG, graph=GraphOptions(path=graph_folder), compare=Compare(("none", "learned"), 1))
+    folder = tmp_path / "graph"
+    shutil.copytree(graph_folder, folder)
+    config = replace(config, graph=GraphOptions(path=str(folder)))
+    transfer(config, tmp_path / "out")
+    shutil.rmtree(folder)
+    data = PretrainData(text=(str(HERE / "hamlet-act-1.txt"),), vocab_size=300, length=32)
+    model = GLoMoConfig(dim=16, layers=2, heads=2, head_dim=8, conv_blocks=1, decoder_layers=1)
+    pretrain(PretrainConfig(data, model, replace(TRAIN, steps=3)), folder)
+    with pytest.raises(UserError, match="was made with another graph"):
         transfer(config, tmp_path / "out")
 
 
