@@ -96,10 +96,11 @@ def test_rescue_of_sampled_targets_estimates_the_whole():
     assert parts.mean().item() == pytest.approx(whole.item(), rel=0.1)
 
 
-@pytest.mark.parametrize("bias", [0.3, torch.randn(2, 1, 1), torch.randn(2, 6, 6), torch.randn(3, 2, 6, 1)], ids=str)
-def test_equal_units_are_a_bias_of_their_own(bias):
+@pytest.mark.parametrize("shape", [(), (2, 1, 1), (2, 6, 6), (3, 2, 6, 1)], ids=str)
+def test_equal_units_are_a_bias_of_their_own(shape):
     """Against the same bias written out pair by pair: graphs of every layer, attention and the rescue term."""
     torch.manual_seed(0)
+    bias = torch.randn(shape) if shape else 0.3
     units = torch.tensor([[3, 4, 3, 4, 4, 0], [1, 5, 1, 1, 5, 6], [2, 2, 2, 2, 2, 2]])
     equal = torch.randn(2, 2, requires_grad=True)
     written = []
