@@ -57,8 +57,8 @@ def _join(parts: Sequence[Graphs]) -> Graphs:
     if mask is not None:
         mask = torch.cat([part.attn_mask for part in parts])  # type: ignore[misc]
     query, key = torch.cat([part.query for part in parts]), torch.cat([part.key for part in parts])
-    units = None if first.units is None else torch.cat([part.units for part in parts])  # type: ignore[misc]
-    return replace(first, query=query, key=key, bias=bias, attn_mask=mask, units=units)
+    units = [part.units for part in parts if part.units is not None]
+    return replace(first, query=query, key=key, bias=bias, attn_mask=mask, units=torch.cat(units) if units else None)
 
 
 def _select(graphs: Graphs, rows: Tensor, size: int) -> Graphs:
