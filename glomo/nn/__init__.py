@@ -10,7 +10,7 @@ from glomo.nn.feature_predictor import FeaturePredictor
 from glomo.nn.frozen import FrozenGraph, TunedGraph, random_graph
 from glomo.nn.glomo import GLoMo
 from glomo.nn.graph_predictor import GraphPredictor
-from glomo.nn.graphs import Graphs, GraphStatistics, dead_row_rescue, reverse
+from glomo.nn.graphs import Graphs, GraphStatistics, dead_row_rescue, graph_l1, reverse
 from glomo.nn.transfer import GatedFusion, GraphTransfer
 from glomo.nn.transformer import LanguageModel, Transformer
 from glomo.nn.transformer_config import TransformerConfig
@@ -37,6 +37,7 @@ __all__ = [
     "TunedGraph",
     "UniformGraph",
     "dead_row_rescue",
+    "graph_l1",
     "random_graph",
     "reverse",
 ]

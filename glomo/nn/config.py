@@ -25,6 +25,7 @@ _AT_LEAST_ZERO = (
     "sampled_softmax",
     "eps",
     "rescue_weight",
+    "l1_weight",
     "rescue_margin",
     "rescue_targets",
 )
@@ -129,7 +130,9 @@ class GLoMoConfig:
     """Weight of the dead-row rescue term, `glomo.nn.dead_row_rescue`."""
     rescue_margin: float = 0.5
     rescue_targets: int = 32
-    """Targets per step that the rescue term looks at."""
+    """Targets per step that the rescue term and the one of `l1_weight` look at."""
+    l1_weight: float = 0.0
+    """Weight of the scores that count, `glomo.nn.graph_l1`: links that do not help enough fall to zero."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "masked_sources", tuple(int(i) for i in self.masked_sources))
@@ -160,6 +163,8 @@ class GLoMoConfig:
             raise UserError("model.keys_before and model.tied_start are of networks, and a coupled model has none.")
         if self.rescue_weight and self.activation != "relu2":
             raise UserError(f"model.rescue_weight needs model.activation relu2; the activation is {self.activation}.")
+        if self.l1_weight and self.activation != "relu2":
+            raise UserError(f"model.l1_weight needs model.activation relu2; the activation is {self.activation}.")
 
     @property
     def learns_graphs(self) -> bool:

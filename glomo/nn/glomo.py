@@ -9,7 +9,7 @@ from glomo.nn.config import GLoMoConfig
 from glomo.nn.decoder import ContextDecoder, sample_positions
 from glomo.nn.feature_predictor import FeaturePredictor
 from glomo.nn.graph_predictor import GraphPredictor
-from glomo.nn.graphs import Graphs, dead_row_rescue, reverse
+from glomo.nn.graphs import Graphs, dead_row_rescue, graph_l1, reverse
 
 
 class GLoMo(nn.Module):
@@ -43,9 +43,9 @@ class GLoMo(nn.Module):
         """The loss, a scalar: the mean of both directions' cross-entropy in nats per predicted unit.
 
         `tokens (B, T)` int64, padded at the end; `lengths (B,)`. In training mode `config.positions` positions per
-        sequence enter, drawn with `generator` as are the units of a sampled softmax, and the rescue term (weight
-        `config.rescue_weight`) is added;
-        evaluation takes all positions and the cross-entropy alone, so it has no randomness.
+        sequence enter, drawn with `generator` as are the units of a sampled softmax, and the terms for dead rows and
+        for sparse graphs (weights `config.rescue_weight` and `config.l1_weight`) are added; evaluation takes all
+        positions and the cross-entropy alone, so it has no randomness.
         """
         config = self.config
         lengths = lengths.to(tokens.device)
@@ -63,6 +63,8 @@ class GLoMo(nn.Module):
             if self.training and config.rescue_weight and self.rescue_share:
                 rescue = dead_row_rescue(graphs, lengths, config.rescue_margin, config.rescue_targets, generator)
                 loss = loss + 0.5 * config.rescue_weight * self.rescue_share * rescue
+            if self.training and config.l1_weight:
+                loss = loss + 0.5 * config.l1_weight * graph_l1(graphs, lengths, config.rescue_targets, generator)
         return loss
 
     def features(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

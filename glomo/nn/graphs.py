@@ -211,18 +211,37 @@ def dead_row_rescue(
     count (0 < t < length). At most `num_targets` targets, the same in the whole batch, are drawn per call (from
     `generator`), so that the scores alive are `(B, N, num_targets, T)`.
     """
-    size = graphs.query.shape[-2]
-    device = graphs.query.device
-    if size < 2:
-        return torch.zeros((), device=device)
+    if graphs.query.shape[-2] < 2:
+        return torch.zeros((), device=graphs.query.device)
+    score, counted = _some_scores(graphs, lengths, num_targets, generator)
+    best = score.amax(-1)
+    best = torch.where(counted, best, margin)  # before the square: a row without sources is -inf, its gradient NaN
+    return (margin - best).relu().square().sum() / counted.sum().clamp(min=1)
+
+
+def graph_l1(graphs: Graphs, lengths: Tensor, num_targets: int, generator: torch.Generator | None = None) -> Tensor:
+    """`mean_t sum_j r[t, j]`, r = relu(s), over graphs and targets: pulls weak links to zero.
+
+    Of the weights before they are normalised, whose rows would all sum to one. Targets are drawn and counted as in
+    `dead_row_rescue`.
+    """
+    if graphs.query.shape[-2] < 2:
+        return torch.zeros((), device=graphs.query.device)
+    score, counted = _some_scores(graphs, lengths, num_targets, generator)
+    return torch.where(counted, score.relu().sum(-1), 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def _some_scores(
+    graphs: Graphs, lengths: Tensor, num_targets: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The scores `(B, N, n, T)` of n targets, -inf where nothing may be read, and which `(B, N, n)` of these targets
+    are of the sequence and have a source."""
+    size, device = graphs.query.shape[-2], graphs.query.device
     drawn = torch.randperm(size - 1, generator=generator)[:num_targets] + 1
     target = drawn.sort().values.to(device)
     allowed = torch.arange(size, device=device) < target[:, None]
     if graphs.attn_mask is not None:
         allowed = allowed & graphs.attn_mask
     score = graphs.scale * graphs.query[..., target, :] @ graphs.key.transpose(-1, -2) + graphs.whole_bias(target)
-    score = wide(score)
-    best = score.masked_fill(~allowed, float("-inf")).amax(-1)
-    counted = ((target < lengths.to(device)[:, None])[:, None] & allowed.any(-1)).expand_as(best)
-    best = torch.where(counted, best, margin)  # before the square: a row without sources is -inf, its gradient NaN
-    return (margin - best).relu().square().sum() / counted.sum().clamp(min=1)
+    score = wide(score).masked_fill(~allowed, float("-inf"))
+    return score, ((target < lengths.to(device)[:, None])[:, None] & allowed.any(-1)).expand(score.shape[:-1])

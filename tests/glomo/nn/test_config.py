@@ -41,6 +41,7 @@ def test_a_config_survives_json():
         ({"horizon": 0}, ["horizon", "0", "1"]),
         ({"eps": -1.0}, ["eps", "-1"]),
         ({"rescue_weight": 1.0, "activation": "softmax"}, ["rescue_weight", "softmax"]),
+        ({"l1_weight": 1.0, "activation": "softmax"}, ["l1_weight", "softmax"]),
     ],
 )
 def test_bad_values_are_sentences(overrides, words):

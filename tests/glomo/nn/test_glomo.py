@@ -185,21 +185,31 @@ def test_sampled_positions_come_from_the_generator_and_only_in_training(oracle):
     assert model(tokens, lengths).item() == pytest.approx(everything, rel=1e-10)
 
 
-def test_rescue_term_is_added_in_training_only(oracle):
-    plain, rescued = oracle.small("paper"), oracle.small("paper", rescue_weight=2.0, rescue_margin=3.0)
+@pytest.mark.parametrize(
+    ("more", "of_row"),
+    [
+        ({"rescue_weight": 2.0, "rescue_margin": 3.0}, lambda row: max(0.0, 3.0 - row.max().item()) ** 2),
+        ({"l1_weight": 2.0}, lambda row: row.clamp(min=0).sum().item()),
+    ],
+    ids=["rescue", "l1"],
+)
+def test_terms_on_the_graph_are_added_in_training_only(oracle, more, of_row):
+    plain, with_term = oracle.small("paper"), oracle.small("paper", **more)
     tokens, lengths = oracle.batch(*SEQUENCES)
-    difference = rescued(tokens, lengths) - plain(tokens, lengths)
-    worst = [0.0, 0.0]
+    difference = with_term(tokens, lengths) - plain(tokens, lengths)
+    means = [0.0, 0.0]
     for direction, graphs in enumerate(plain.graph_predictor(tokens, lengths)):
-        short = []
         scores = graphs.query @ graphs.key.transpose(-1, -2) + graphs.bias
-        for row, ids in enumerate(SEQUENCES):
-            for n in range(4):
-                for t in range(1, len(ids)):
-                    short.append(max(0.0, 3.0 - scores[row, n, t, :t].max().item()) ** 2)
-        worst[direction] = sum(short) / len(short)
-    assert difference.item() == pytest.approx(2.0 * sum(worst) / 2, rel=1e-9)
-    assert torch.equal(rescued.eval()(tokens, lengths), plain.eval()(tokens, lengths))
+        rows = [
+            of_row(scores[row, n, t, :t])
+            for row, ids in enumerate(SEQUENCES)
+            for n in range(4)
+            for t in range(1, len(ids))
+        ]
+        means[direction] = sum(rows) / len(rows)
+    assert difference.item() == pytest.approx(2.0 * sum(means) / 2, rel=1e-9)
+    assert difference > 0
+    assert torch.equal(with_term.eval()(tokens, lengths), plain.eval()(tokens, lengths))
 
 
 @pytest.mark.parametrize("ids", [[4], []], ids=["one unit", "empty"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from glomo.nn import Graphs, dead_row_rescue, reverse
+from glomo.nn import Graphs, dead_row_rescue, graph_l1, reverse
 
 
 def test_reverse_turns_each_sequence_by_its_own_length():
@@ -121,6 +121,7 @@ def test_equal_units_are_a_bias_of_their_own(shape):
         lambda g: g.attend(value),
         lambda g: g.layer(1).materialise(),
         lambda g: dead_row_rescue(g, lengths, 2.0, 3, torch.Generator().manual_seed(0)),
+        lambda g: graph_l1(g, lengths, 3, torch.Generator().manual_seed(0)),
         lambda g: g.to(torch.float64).materialise(),
     )
     for result in results:
@@ -133,16 +134,38 @@ def test_equal_units_are_a_bias_of_their_own(shape):
     assert half.to(torch.float32).whole_bias().dtype == torch.float32
 
 
+def test_l1_of_sampled_targets_estimates_the_whole_and_pulls_down_only_what_counts():
+    torch.manual_seed(0)
+    query = torch.randn(2, 2, 7, 3, requires_grad=True)
+    graphs, lengths = Graphs(query, torch.randn(2, 2, 7, 3), torch.randn(2, 7, 7)), torch.tensor([7, 4])
+    whole = graph_l1(graphs, lengths, 99)
+    (gradient,) = torch.autograd.grad(whole, query)
+    assert torch.all(gradient[1, :, 4:] == 0)  # padding
+    low = Graphs(query, graphs.key, -50.0)
+    assert graph_l1(low, lengths, 99) == 0
+    assert torch.all(torch.autograd.grad(graph_l1(low, lengths, 99), query)[0] == 0)
+    graphs, lengths = Graphs(query.detach()[:1], graphs.key[:1], graphs.bias), torch.tensor([7])
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.stack([graph_l1(graphs, lengths, 2, generator) for _ in range(400)])
+    assert parts.std() > 0
+    assert parts.mean().item() == pytest.approx(graph_l1(graphs, lengths, 99).item(), rel=0.1)
+
+
+TERMS = {"rescue": lambda *a: dead_row_rescue(*a, 0.5, 4), "l1": lambda *a: graph_l1(*a, 4)}
+
+
+@pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("size", [0, 1])
-def test_rescue_without_any_source_is_zero(size):
+def test_terms_without_any_source_are_zero(term, size):
     empty = torch.randn(2, 1, size, 3)
-    assert dead_row_rescue(Graphs(empty, empty, 0.0), torch.tensor([size, 0]), 0.5, 4) == 0
+    assert TERMS[term](Graphs(empty, empty, 0.0), torch.tensor([size, 0])) == 0
 
 
-def test_rescue_where_every_source_is_masked_has_no_nan():
+@pytest.mark.parametrize("term", TERMS)
+def test_terms_where_every_source_is_masked_have_no_nan(term):
     query = torch.randn(1, 1, 3, 2, requires_grad=True)
     mask = torch.zeros(1, 1, 1, 3, dtype=torch.bool)
-    loss = dead_row_rescue(Graphs(query, query.detach(), 0.0, mask), torch.tensor([3]), 0.5, 4)
+    loss = TERMS[term](Graphs(query, query.detach(), 0.0, mask), torch.tensor([3]))
     loss.backward()
     assert loss == 0
     assert torch.all(query.grad == 0)
