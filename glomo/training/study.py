@@ -64,7 +64,7 @@ class Study:
     "softmax: learned --pretrain.model.activation softmax", "last layer: learned --transfer.graph.layers last". The
     first is what all others are compared to"""
     every: str = ""
-    """changes for all variants, as behind a variant's graph"""
+    """changes for all variants, as behind a variant's graph; a variant's own come after them"""
     seeds: int = 5
     """runs of each variant on each task, with the seeds 0, 1, ..."""
     graphs: int = 1
@@ -110,23 +110,25 @@ class StudyConfig:
 def _parsed(text: str, every: str) -> Variant:
     name, colon, rest = text.partition(":")
     try:
-        arguments = split_arguments(shlex.split(f"{rest} {every}" if colon else f"{text} {every}"))
+        own = split_arguments(shlex.split(rest if colon else text))
+        for_all = split_arguments(shlex.split(every))
     except (ValueError, UserError) as error:
         raise UserError(f"study.variants has {text!r}, which cannot be read: {error}") from None
-    if len(arguments.positional) != 1 or arguments.positional[0] not in GRAPHS:
-        given = " ".join(arguments.positional)
+    graphs = [*own.positional, *for_all.positional]
+    if len(graphs) != 1 or graphs[0] not in GRAPHS:
+        given = " ".join(graphs)
         raise UserError(f"study.variants has {text!r}: {given or 'nothing'!r} is no graph{nearest(given, GRAPHS)}")
     changes: dict[str, dict[str, str]] = {"pretrain": {}, "transfer": {}}
-    for key, value in arguments.options.items():
+    for key, value in {**for_all.options, **own.options}.items():
         recipe, _, rest = key.partition(".")
         if f"{recipe}.{rest}" in RESERVED:
             raise UserError(f"study.variants has {text!r}: {rest} is what the study itself sets")
         if recipe not in changes or not rest:
             raise UserError(f"study.variants has {text!r}: --{key} is neither --pretrain. nor --transfer.")
         changes[recipe][rest] = value
-    if changes["pretrain"] and arguments.positional[0] != "learned" and "--pretrain." in text:
+    if changes["pretrain"] and graphs[0] != "learned" and "--pretrain." in text:
         raise UserError(f"study.variants has {text!r}, but --pretrain. is of the graph learned")
-    return Variant(name.strip(), arguments.positional[0], changes["pretrain"], changes["transfer"])
+    return Variant(name.strip(), graphs[0], changes["pretrain"], changes["transfer"])
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,15 @@ def test_mistakes_are_told_before_anything_is_trained(recipes, tmp_path, monkeyp
         study(StudyConfig(replace(recipes, **change)), tmp_path / "out")
 
 
+def test_what_a_variant_says_goes_before_what_all_say():
+    every = "--transfer.graph.cut 4 --pretrain.model.layers 3"
+    variants = Study(variants=("a: learned --transfer.graph.cut 0", "b: none"), every=every).parsed()
+    assert [variant.transfer for variant in variants] == [{"graph.cut": "0"}, {"graph.cut": "4"}]
+    assert [variant.pretrain for variant in variants] == [{"model.layers": "3"}] * 2
+    with pytest.raises(UserError, match="'learned none' is no graph"):
+        Study(variants=("a: learned",), every="none")
+
+
 def test_a_run_that_fails_is_a_sentence(recipes, tmp_path):
     broken = replace(recipes, variants=("x: none --transfer.data.train nothing.csv",), seeds=1, graphs=1)
     with pytest.raises(UserError, match=r"ended with the code 2: glomo: .*nothing.csv"):
