@@ -28,7 +28,7 @@ from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_fingerprint, load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.targets import make_target, own_vocabulary
-from glomo.training.targets.target import Target, statistics
+from glomo.training.targets.target import Setting, Target, statistics
 from glomo.training.texts import sample
 from glomo.training.train_config import schedule_of
 from glomo.training.transfer_config import TransferConfig
@@ -102,7 +102,7 @@ def run(
         graph = TunedGraph(graph.graph_predictor, graph.vocabulary, graph.cut)
     if isinstance(graph, nn.Module):
         graph.to(device)
-    trial = target.trial(config, graph, sample(len(target), config.data.labels, seed), seed, device)
+    trial = target.trial(Setting(config, graph, sample(len(target), config.data.labels, seed), seed, device))
 
     def loss(indices: list[int], generator: torch.Generator) -> tuple[Tensor, int, int]:
         return trial.loss(indices)

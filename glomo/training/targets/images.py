@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glomo.data import AnyVocabulary, Pixels
 from glomo.errors import UserError
-from glomo.nn.baselines import GraphSource
 from glomo.training.targets.classifier import TextClassifier
-from glomo.training.targets.target import TEST_BATCH, divided, mixing, sampled
+from glomo.training.targets.target import TEST_BATCH, LabelTrial, Setting, divided, mixing, sampled
 from glomo.training.targets.texts import check_classes
 from glomo.training.targets.words import WordFeatures, WordTable
 from glomo.training.transfer_config import TransferConfig
@@ -57,8 +55,8 @@ def check_values(name: str, pixels: Pixels) -> None:
 class PixelRows:
     """Images as sequences of units `(n, pixels)`, in the place of `glomo.data.Windows`."""
 
-    def __init__(self, units: np.ndarray) -> None:
-        self.units = torch.from_numpy(units)
+    def __init__(self, units: np.ndarray | Tensor) -> None:
+        self.units = torch.as_tensor(units)
         self.lengths = torch.full((len(units),), units.shape[1], dtype=torch.int64)
 
     def batch(self, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -106,59 +104,35 @@ class ImageTarget:
     def check(self, chosen: Sequence[int], seed: int) -> None:
         check_classes([self.labels[i] for i in chosen], self.classes, len(chosen), seed)
 
-    def trial(
-        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
-    ) -> ImageTrial:
-        return ImageTrial(self, config, graph, chosen, seed, device)
+    def trial(self, setting: Setting) -> ImageTrial:
+        return ImageTrial(self, setting)
 
 
-class ImageTrial:
-    def __init__(
-        self,
-        target: ImageTarget,
-        config: TransferConfig,
-        graph: GraphSource,
-        chosen: Sequence[int],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        features, head = config.features, config.head
+class ImageTrial(LabelTrial):
+    def __init__(self, target: ImageTarget, setting: Setting) -> None:
+        features, head = setting.config.features, setting.config.head
         if features.kind == "glove-50d" or features.chars:
             raise UserError("pixels have no word vectors and no characters; features.kind learned or random is needed")
-        self.target, self.graph, self.chosen, self.device = target, graph, chosen, device
-        self.lengths = [target.units.units.shape[1]] * len(chosen)
-        vectors = torch.randn(target.vocab_size, features.dim, generator=torch.Generator().manual_seed(seed))
-        torch.manual_seed(seed)
+        self.graph, self.device = setting.graph, setting.device
+        self.parts = PixelRows(target.units.units[list(setting.chosen)]), target.held
+        self.labels = [target.labels[i] for i in setting.chosen], target.held_labels
+        self.sizes = self.parts[0].lengths.tolist(), self.parts[1].lengths.tolist()
+        self.test_batch = max(1, min(TEST_BATCH, 2**16 // self.sizes[0][0]))
+        generator = torch.Generator().manual_seed(setting.seed)
+        vectors = torch.randn(target.vocab_size, features.dim, generator=generator)
+        torch.manual_seed(setting.seed)
         self.model = TextClassifier(
             WordFeatures(WordTable({}, vectors), features.kind == "learned"),
-            graph,
+            setting.graph,
             len(target.classes),
             features.states,
             head.kind,
             head.hidden,
             head.dropout,
-            **mixing(config),
+            **mixing(setting.config),
         )
-        self.patterns = self.model.layer_patterns()
-        self.counts: dict[str, int] = {}
+        self.patterns, self.counts = self.model.layer_patterns(), {}
 
-    def _scores(self, rows: PixelRows, indices: Sequence[int]) -> Tensor:
-        units, lengths = (part.to(self.device) for part in rows.batch(indices))
+    def scores(self, test: bool, indices: Sequence[int]) -> Tensor:
+        units, lengths = (part.to(self.device) for part in self.parts[test].batch(indices))
         return self.model(units, lengths, self.graph.queries_keys(units, lengths))
-
-    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
-        chosen = [self.chosen[i] for i in indices]
-        scores = self._scores(self.target.units, chosen)
-        labels = torch.tensor([self.target.labels[i] for i in chosen], device=self.device)
-        return F.cross_entropy(scores, labels), len(indices), self.lengths[0] * len(indices)
-
-    @torch.no_grad()
-    def test(self) -> dict[str, float]:
-        self.model.eval()
-        right, labels = 0, self.target.held_labels
-        size = max(1, min(TEST_BATCH, 2**16 // self.lengths[0]))
-        for start in range(0, len(labels), size):
-            part = range(start, min(start + size, len(labels)))
-            found = self._scores(self.target.held, part).argmax(-1).tolist()
-            right += sum(labels[i] == label for i, label in zip(part, found, strict=True))
-        return {"accuracy": right / len(labels)}

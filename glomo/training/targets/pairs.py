@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glomo.data import AnyVocabulary, encode_labels, label_names
 from glomo.data.files import read_labelled_pairs
 from glomo.errors import UserError
-from glomo.nn.baselines import GraphSource
 from glomo.training.targets.classifier import PairClassifier
 from glomo.training.targets.target import (
-    TEST_BATCH,
+    LabelTrial,
     PairRows,
+    Setting,
     check_head,
     divided,
     fingerprint,
@@ -84,68 +83,38 @@ class PairTarget:
     def check(self, chosen: Sequence[int], seed: int) -> None:
         check_classes([self.train.labels[i] for i in chosen], self.classes, len(chosen), seed)
 
-    def trial(
-        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
-    ) -> PairTrial:
-        return PairTrial(self, config, graph, chosen, seed, device)
+    def trial(self, setting: Setting) -> PairTrial:
+        return PairTrial(self, setting)
 
 
-class PairTrial:
-    def __init__(
-        self,
-        target: PairTarget,
-        config: TransferConfig,
-        graph: GraphSource,
-        chosen: Sequence[int],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        train, features, head = target.train, config.features, config.head
-        words = [[side[i] for i in chosen] for side in train.words]
-        table = word_table(
-            features,
-            (w for side in words for text in side for w in text),
-            (w for side in target.test.words for text in side for w in text),
-            seed,
-        )
-        self.device, self.target = device, target
-        self.rows = [[table.encode(text) for text in side] for side in words]
-        self.test_rows = [[table.encode(text) for text in side] for side in target.test.words]
-        self.labels = [train.labels[i] for i in chosen]
-        self.lengths = [len(x) + len(y) for x, y in zip(*self.rows, strict=True)]
-        ids = [[side[i] for i in chosen] for side in train.ids]
-        self.graphs = PairRows(config.graph.joined, ids[0], ids[1]).cached(graph, device)
-        self.test_graphs = PairRows(config.graph.joined, *target.test.ids).cached(graph, device)
-        torch.manual_seed(seed)
+class PairTrial(LabelTrial):
+    def __init__(self, target: PairTarget, setting: Setting) -> None:
+        features, head, joined = setting.config.features, setting.config.head, setting.config.graph.joined
+        train, test = target.train, target.test
+        words = [[side[i] for i in setting.chosen] for side in train.words], test.words
+        texts = [[text for side in part for text in side] for part in words]
+        table = word_table(features, texts[0], texts[1], setting.seed)
+        self.device = setting.device
+        self.labels = [train.labels[i] for i in setting.chosen], test.labels
+        self.rows = [[[table.encode(text) for text in side] for side in part] for part in words]
+        sizes = [[len(x) + len(y) for x, y in zip(*part, strict=True)] for part in self.rows]
+        self.sizes = sizes[0], sizes[1]
+        ids = [[side[i] for i in setting.chosen] for side in train.ids], test.ids
+        self.graphs = [PairRows(joined, *part).cached(setting.graph, self.device) for part in ids]
+        torch.manual_seed(setting.seed)
         self.model = PairClassifier(
             WordFeatures(table, features.kind == "learned", features.chars),
-            graph,
+            setting.graph,
             len(target.classes),
-            config.graph.joined,
+            joined,
             features.states,
             head.kind,
             head.hidden,
             head.dropout,
-            **mixing(config),
+            **mixing(setting.config),
         )
         self.patterns, self.counts = self.model.layer_patterns(), table.counts
 
-    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
-        first, second = (padded([side[i] for i in indices], self.device) for side in self.rows)
-        labels = torch.tensor([self.labels[i] for i in indices], device=self.device)
-        scores = self.model(first, second, [cache.batch(indices) for cache in self.graphs])
-        return F.cross_entropy(scores, labels), len(indices), int(first[1].sum() + second[1].sum())
-
-    @torch.no_grad()
-    def test(self) -> dict[str, float]:
-        self.model.eval()
-        lengths = [len(x) + len(y) for x, y in zip(*self.test_rows, strict=True)]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        right = 0
-        for start in range(0, len(order), TEST_BATCH):
-            part = order[start : start + TEST_BATCH]
-            first, second = (padded([side[i] for i in part], self.device) for side in self.test_rows)
-            scores = self.model(first, second, [cache.batch(part) for cache in self.test_graphs])
-            found = scores.argmax(-1).tolist()
-            right += sum(self.target.test.labels[i] == label for i, label in zip(part, found, strict=True))
-        return {"accuracy": right / len(order)}
+    def scores(self, test: bool, indices: Sequence[int]) -> Tensor:
+        first, second = (padded([side[i] for i in indices], self.device) for side in self.rows[test])
+        return self.model(first, second, [cache.batch(indices) for cache in self.graphs[test]])

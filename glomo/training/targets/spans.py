@@ -13,9 +13,18 @@ from torch import Tensor
 from glomo.data import AnyVocabulary, Vocabulary
 from glomo.data.spans import SpanExample, exact_match, read_spans, span_f1
 from glomo.errors import UserError
-from glomo.nn.baselines import GraphSource
 from glomo.training.targets.reader import SpanReader, best_spans, span_loss
-from glomo.training.targets.target import PairRows, check_head, divided, fingerprint, mixing, padded, sampled, units_of
+from glomo.training.targets.target import (
+    PairRows,
+    Setting,
+    check_head,
+    divided,
+    fingerprint,
+    mixing,
+    padded,
+    sampled,
+    units_of,
+)
 from glomo.training.targets.words import WordFeatures, word_table
 from glomo.training.transfer_config import TransferConfig, TransferData
 
@@ -127,41 +136,28 @@ class SpanTarget:
     def check(self, chosen: Sequence[int], seed: int) -> None:
         """Any will do."""
 
-    def trial(
-        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
-    ) -> SpanTrial:
-        return SpanTrial(self, config, graph, chosen, seed, device)
+    def trial(self, setting: Setting) -> SpanTrial:
+        return SpanTrial(self, setting)
 
 
 class SpanTrial:
-    def __init__(
-        self,
-        target: SpanTarget,
-        config: TransferConfig,
-        graph: GraphSource,
-        chosen: Sequence[int],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.target, self.chosen, self.device = target, chosen, device
-        train, test, features = target.train, target.test, config.features
-        in_training = [train.paragraphs[i][1] for i in chosen] + [train.questions[i][1] for i in chosen]
-        in_test = [words for _, words, _ in test.paragraphs] + [words for _, words in test.questions]
-        self.table = word_table(
-            features, (w for words in in_training for w in words), (w for words in in_test for w in words), seed
-        )
-        self.lengths = [len(train.paragraphs[i][0]) for i in chosen]
-        self.joined = config.graph.joined
-        self.graph = graph
-        torch.manual_seed(seed)
+    def __init__(self, target: SpanTarget, setting: Setting) -> None:
+        self.target, self.chosen, self.device, self.graph = target, setting.chosen, setting.device, setting.graph
+        train, test, features, head = target.train, target.test, setting.config.features, setting.config.head
+        in_training = [texts[i][1] for texts in (train.paragraphs, train.questions) for i in self.chosen]
+        in_test = [text[1] for texts in (test.paragraphs, test.questions) for text in texts]
+        self.table = word_table(features, in_training, in_test, setting.seed)
+        self.lengths = [len(train.paragraphs[i][0]) for i in self.chosen]
+        self.joined = setting.config.graph.joined
+        torch.manual_seed(setting.seed)
         self.model = SpanReader(
             WordFeatures(self.table, features.kind == "learned", features.chars),
-            graph,
-            config.graph.joined,
+            self.graph,
+            self.joined,
             features.states,
-            config.head.hidden,
-            config.head.dropout,
-            **mixing(config),
+            head.hidden,
+            head.dropout,
+            **mixing(setting.config),
         )
         self.patterns, self.counts = self.model.layer_patterns(), self.table.counts
 

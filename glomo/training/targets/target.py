@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glomo.data import AnyVocabulary, pad
@@ -22,6 +24,18 @@ TEST_BATCH = 256  # most test examples at a time
 Example = TypeVar("Example")
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a trial is of."""
+
+    config: TransferConfig
+    graph: GraphSource
+    chosen: Sequence[int]
+    """the training examples drawn with the seed"""
+    seed: int
+    device: torch.device
+
+
 class Trial(Protocol):
     """One graph and one seed on a task."""
 
@@ -29,7 +43,7 @@ class Trial(Protocol):
     def model(self) -> nn.Module: ...
 
     @property
-    def patterns(self) -> dict[str, str]:
+    def patterns(self) -> Mapping[str, str]:
         """The model's layer groups, from the bottom to the top."""
 
     @property
@@ -75,9 +89,46 @@ class Target(Protocol):
     def check(self, chosen: Sequence[int], seed: int) -> None:
         """Raise UserError unless these training examples are enough to train on."""
 
-    def trial(
-        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
-    ) -> Trial: ...
+    def trial(self, setting: Setting) -> Trial: ...
+
+
+class LabelTrial:
+    """What trials of one label an example have in common: the cross-entropy, and the share of right answers."""
+
+    model: nn.Module
+    patterns: Mapping[str, str]
+    counts: Mapping[str, int]
+    device: torch.device
+    labels: tuple[Sequence[int], Sequence[int]]
+    """of the training examples, and of the test examples"""
+    sizes: tuple[Sequence[int], Sequence[int]]
+    """their units"""
+    test_batch = TEST_BATCH
+
+    def scores(self, test: bool, indices: Sequence[int]) -> Tensor:
+        """`(B, classes)`, of training or of test examples."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return self.sizes[0]
+
+    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
+        labels = torch.tensor([self.labels[0][i] for i in indices], device=self.device)
+        loss = F.cross_entropy(self.scores(False, indices), labels)
+        return loss, len(indices), sum(self.lengths[i] for i in indices)
+
+    @torch.no_grad()
+    def test(self) -> dict[str, float]:
+        self.model.eval()
+        labels, sizes = self.labels[1], self.sizes[1]
+        order = sorted(range(len(labels)), key=sizes.__getitem__)
+        right = 0
+        for start in range(0, len(order), self.test_batch):
+            part = order[start : start + self.test_batch]
+            found = self.scores(True, part).argmax(-1).tolist()
+            right += sum(labels[i] == label for i, label in zip(part, found, strict=True))
+        return {"accuracy": right / len(order)}
 
 
 def mixing(config: TransferConfig) -> dict[str, Any]:

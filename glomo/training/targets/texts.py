@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from glomo.data import AnyVocabulary, encode_labels, label_names
 from glomo.errors import UserError
-from glomo.nn.baselines import GraphSource
 from glomo.training.graph_cache import GraphCache
 from glomo.training.targets.classifier import TextClassifier
 from glomo.training.targets.target import (
-    TEST_BATCH,
+    LabelTrial,
+    Setting,
     check_head,
     divided,
     fingerprint,
@@ -81,60 +80,35 @@ class TextTarget:
     def check(self, chosen: Sequence[int], seed: int) -> None:
         check_classes([self.train.labels[i] for i in chosen], self.classes, len(chosen), seed)
 
-    def trial(
-        self, config: TransferConfig, graph: GraphSource, chosen: Sequence[int], seed: int, device: torch.device
-    ) -> TextTrial:
-        return TextTrial(self, config, graph, chosen, seed, device)
+    def trial(self, setting: Setting) -> TextTrial:
+        return TextTrial(self, setting)
 
 
-class TextTrial:
-    def __init__(
-        self,
-        target: TextTarget,
-        config: TransferConfig,
-        graph: GraphSource,
-        chosen: Sequence[int],
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        train, test, features, head = target.train, target.test, config.features, config.head
-        words = [train.words[i] for i in chosen]
-        table = word_table(
-            features, (w for text in words for w in text), (w for text in test.words for w in text), seed
-        )
-        self.device, self.graph, self.examples = device, graph, test
-        self.rows, self.test_rows = ([table.encode(text) for text in texts] for texts in (words, test.words))
-        self.labels = [train.labels[i] for i in chosen]
-        self.lengths = [len(text) for text in words]
-        self.cache = GraphCache(graph, [train.ids[i] for i in chosen], device)
-        torch.manual_seed(seed)
+class TextTrial(LabelTrial):
+    def __init__(self, target: TextTarget, setting: Setting) -> None:
+        features, head, chosen = setting.config.features, setting.config.head, setting.chosen
+        train, test = target.train, target.test
+        words = [train.words[i] for i in chosen], test.words
+        table = word_table(features, *words, setting.seed)
+        self.device = setting.device
+        self.labels = [train.labels[i] for i in chosen], test.labels
+        self.rows = [[table.encode(text) for text in texts] for texts in words]
+        self.sizes = [len(row) for row in self.rows[0]], [len(row) for row in self.rows[1]]
+        ids = [train.ids[i] for i in chosen], test.ids
+        self.graphs = [GraphCache(setting.graph, texts, self.device) for texts in ids]
+        torch.manual_seed(setting.seed)
         self.model = TextClassifier(
             WordFeatures(table, features.kind == "learned", features.chars),
-            graph,
+            setting.graph,
             len(target.classes),
             features.states,
             head.kind,
             head.hidden,
             head.dropout,
-            **mixing(config),
+            **mixing(setting.config),
         )
         self.patterns, self.counts = self.model.layer_patterns(), table.counts
 
-    def loss(self, indices: Sequence[int]) -> tuple[Tensor, int, int]:
-        units, lengths = padded([self.rows[i] for i in indices], self.device)
-        labels = torch.tensor([self.labels[i] for i in indices], device=self.device)
-        scores = self.model(units, lengths, self.cache.batch(indices))
-        return F.cross_entropy(scores, labels), len(indices), int(lengths.sum())
-
-    @torch.no_grad()
-    def test(self) -> dict[str, float]:
-        self.model.eval()
-        order = sorted(range(len(self.test_rows)), key=lambda i: len(self.test_rows[i]))
-        right = 0
-        for start in range(0, len(order), TEST_BATCH):
-            part = order[start : start + TEST_BATCH]
-            units, lengths = padded([self.test_rows[i] for i in part], self.device)
-            ids, _ = padded([self.examples.ids[i] for i in part], self.device)
-            found = self.model(units, lengths, self.graph.queries_keys(ids, lengths)).argmax(-1).tolist()
-            right += sum(self.examples.labels[i] == label for i, label in zip(part, found, strict=True))
-        return {"accuracy": right / len(order)}
+    def scores(self, test: bool, indices: Sequence[int]) -> Tensor:
+        units, lengths = padded([self.rows[test][i] for i in indices], self.device)
+        return self.model(units, lengths, self.graphs[test].batch(indices))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +41,17 @@ class WordTable:
         return [self.rows.get(word, 1) for word in words]
 
 
-def word_table(features: Features, train: Iterable[str], test: Iterable[str], seed: int) -> WordTable:
-    """The table of a task's words.
+def word_table(
+    features: Features, train: Iterable[Sequence[str]], test: Iterable[Sequence[str]], seed: int
+) -> WordTable:
+    """The table of the words of a task's texts.
 
     Learned vectors exist for the words of the labelled training texts only; those that stay as they are, for all. With
     characters every word of the task has a row, whose vector is zero where there is none.
     """
-    in_training = set(train)
+    in_training = {word for text in train for word in text}
     only_training = features.kind == "learned" and not features.chars
-    words = sorted(in_training if only_training else in_training | set(test))
+    words = sorted(in_training if only_training else in_training | {word for text in test for word in text})
     if features.kind == "glove-50d":
         known, table = glove()
         found = [known.get(word.strip().lower(), -1) for word in words]

@@ -175,7 +175,7 @@ def test_texts_become_units_of_the_graphs_vocabulary():
 
 
 def test_word_tables(monkeypatch):
-    train, test = ["a", "b"], ["b", "C"]
+    train, test = [["a"], ["b"]], [["b", "C"]]
     table = word_table(Features("learned", 4), train, test, 0)
     assert table.rows == {"a": 2, "b": 3}
     assert table.encode(["b", "C"]) == [3, 1]
@@ -198,7 +198,7 @@ def test_word_tables(monkeypatch):
 
 def test_character_features_are_those_of_the_formula():
     torch.manual_seed(0)
-    table = word_table(Features("random", 4, chars=3), ["ab", "bcd", "abcdefghijklmnopqrst"], [], 0)
+    table = word_table(Features("random", 4, chars=3), [["ab", "bcd", "abcdefghijklmnopqrst"]], [], 0)
     features = WordFeatures(table, False, 3).double()
     rows = torch.tensor([[3, 2, 0], [4, 2, 1]])
     found = features(rows)

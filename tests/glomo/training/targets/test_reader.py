@@ -11,7 +11,7 @@ from glomo.training.transfer_config import Features
 
 def reader(states=False, graph=None):
     torch.manual_seed(0)
-    table = word_table(Features("random", 6, chars=4), ["a", "bb", "ccc", "dd", "e", "ff"], [], 0)
+    table = word_table(Features("random", 6, chars=4), [["a", "bb", "ccc", "dd", "e", "ff"]], [], 0)
     features = WordFeatures(table, False, 4)
     return SpanReader(features, graph or NoGraph(), hidden=3, states=states).double().eval()
 
@@ -56,7 +56,7 @@ def test_the_formulas_and_that_padding_changes_nothing():
 def test_it_learns_where_an_answer_stands_with_a_graph(states, joined):
     torch.manual_seed(0)
     graph = UniformGraph()
-    table = word_table(Features("random", 6, chars=4), ["a", "bb", "ccc", "dd", "e", "ff"], [], 0)
+    table = word_table(Features("random", 6, chars=4), [["a", "bb", "ccc", "dd", "e", "ff"]], [], 0)
     model = SpanReader(WordFeatures(table, False, 4), graph, joined, states, hidden=8, dropout=0.0)
     groups = model.layer_patterns()
     assert list(groups)[:3] == (["embedding", "encoder", "graph"] if states else ["embedding", "graph", "encoder"])

@@ -18,6 +18,7 @@ from glomo.training.pretrain import PretrainConfig, PretrainData, pretrain
 from glomo.training.targets import make_target, own_vocabulary
 from glomo.training.targets import words as words_module
 from glomo.training.targets.spans import Questions
+from glomo.training.targets.target import Setting
 from glomo.training.train_config import TrainConfig
 from glomo.training.transfer import transfer
 from glomo.training.transfer_config import Compare, Features, GraphOptions, Head, TransferConfig, TransferData
@@ -174,7 +175,7 @@ def test_characters_that_training_lacks_are_counted(questions, monkeypatch):
     monkeypatch.setattr(words_module, "_glove_cache", [({"cat": 0}, np.ones((1, 50), np.float32))])
     config = TransferConfig(questions, Features("glove-50d", chars=2), GraphOptions(), Head(hidden=4), TWO, TRAIN)
     target = make_target(config, own_vocabulary(config))
-    trial = target.trial(config, UniformGraph(), range(10), 0, torch.device("cpu"))
+    trial = target.trial(Setting(config, UniformGraph(), range(10), 0, torch.device("cpu")))
     seen = {
         char
         for i in range(10)
@@ -196,7 +197,7 @@ def test_characters_that_training_lacks_are_counted(questions, monkeypatch):
 
 
 def test_characters_tell_words_that_training_lacks():
-    table = words_module.word_table(Features("learned", 4, chars=2), ["ab"], ["ba", "zz"], 0)
+    table = words_module.word_table(Features("learned", 4, chars=2), [["ab"]], [["ba", "zz"]], 0)
     (row,) = table.encode(["ba"])
     assert row > 1
     assert table.characters[row, :2].tolist() == [3, 2]
@@ -208,7 +209,7 @@ def test_the_gradient_of_characters_does_not_depend_on_threads():
     """Two threads that added up each other's words would now and then do so in another order."""
     torch.manual_seed(0)
     words = [f"w{i}" for i in range(50)]
-    table = words_module.word_table(Features("random", 4, chars=30), words, [], 0)
+    table = words_module.word_table(Features("random", 4, chars=30), [words], [], 0)
     rows, before = torch.randint(2, 52, (32, 200)), torch.get_num_threads()
     weights = torch.randn(32, 200, 34)
     torch.set_num_threads(2)
