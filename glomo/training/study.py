@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,8 +166,8 @@ class Job:
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Run a recipe. Returns what `summary` makes of the runs (it is in ``out/results.json``); what has ended is not run
-    again, and a call that was interrupted goes on where it stopped.
+    """Run a recipe. Returns what `summary` makes of the runs; it is in ``out/results.json``, which while they go on has
+    those that have ended. They are not run again: a call that was interrupted goes on where it stopped.
 
     Raises UserError for mistakes in the recipes, before anything is trained, and for runs that fail.
     """
@@ -200,21 +200,26 @@ def study(config: StudyConfig, out: Path) -> dict[str, Any]:
             (task, variant.name, seed): _transfer(
                 path, variant, seed, graphs[variant.name, seed % given.graphs], out / task
             )
-            for task, path in tasks.items()
             for seed in range(given.seeds)
+            for task, path in tasks.items()
             for variant in variants
         }
         if not given.graph:
             _do(list(dict.fromkeys(graphs.values())), given.jobs)
-        _do(list(runs.values()), given.jobs)
-        found = [
-            {"task": task, "variant": name, "seed": seed, **_result(job.folder)}
-            for (task, name, seed), job in runs.items()
-        ]
         losses = {name: [_valid_loss(graphs[name, n].folder) for n in range(given.graphs)] for name, _ in graphs}
-        results = summary(found, {v.name: losses[v.name] if v.graph == "learned" else [] for v in variants})
-        replace_file(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-        return results
+
+        def note() -> dict[str, Any]:
+            found = [
+                {"task": task, "variant": name, "seed": seed, **_result(job.folder)}
+                for (task, name, seed), job in runs.items()
+                if job.done and runs[task, variants[0].name, seed].done  # differences are to the first
+            ]
+            results = summary(found, {v.name: losses[v.name] if v.graph == "learned" else [] for v in variants})
+            replace_file(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+            return results
+
+        _do(list(runs.values()), given.jobs, note)
+        return note()
 
 
 def summary(runs: Sequence[Mapping[str, Any]], losses: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
@@ -336,8 +341,9 @@ def _valid_loss(folder: Path) -> float | None:
     return min((row["valid_loss"] for row in rows if "valid_loss" in row), default=None)
 
 
-def _do(jobs: Sequence[Job], at_a_time: int) -> None:
+def _do(jobs: Sequence[Job], at_a_time: int, after_each: Callable[[], object] = lambda: None) -> None:
     """Run what has not been done, so many at a time; on a signal or a failure those that run are told to save and end.
+    `after_each` is called when one has ended well.
 
     Raises Interrupted after a signal, UserError for a run that fails.
     """
@@ -374,6 +380,7 @@ def _do(jobs: Sequence[Job], at_a_time: int) -> None:
                     job.end()
                     ended += 1
                     print(f"study: {ended} of {len(jobs)}: {job.folder}", file=sys.stderr, flush=True)
+                    after_each()
                 elif code in (130, 143):  # a terminal's Ctrl-C has reached it, and us
                     stopped_by.append(code - 128)
                 elif not (stopped_by or failed):

@@ -142,9 +142,21 @@ def test_what_a_variant_says_goes_before_what_all_say():
 
 
 def test_a_run_that_fails_is_a_sentence(recipes, tmp_path):
-    broken = replace(recipes, variants=("x: none --transfer.data.train nothing.csv",), seeds=1, graphs=1)
+    variants = ("a: none", "b: uniform", "x: none --transfer.data.train nothing.csv")
+    broken = replace(recipes, variants=variants, seeds=2, graphs=1, jobs=1)
     with pytest.raises(UserError, match=r"ended with the code 2: glomo: .*nothing.csv"):
         study(StudyConfig(broken), tmp_path / "out")
+    so_far = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(run["variant"], run["seed"]) for run in so_far["runs"]] == [("a", 0), ("b", 0)]
+    assert so_far["tasks"]["task"]["rows"][1]["difference"]["error"] is None  # of one seed
+
+
+def test_without_a_run_of_the_first_variant_there_is_no_difference(recipes, tmp_path):
+    variants = ("x: none --transfer.data.train nothing.csv", "b: uniform")
+    with pytest.raises(UserError, match=r"nothing\.csv"):
+        study(StudyConfig(replace(recipes, variants=variants, seeds=1, graphs=1, jobs=2)), tmp_path / "out")
+    results = tmp_path / "out" / "results.json"
+    assert not results.exists() or json.loads(results.read_text())["tasks"] == {}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -192,7 +204,7 @@ def test_differences_are_paired():
 def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeypatch):
     ran = []
 
-    def pretend(jobs, _):
+    def pretend(jobs, *_):
         for job in jobs:
             if not job.done:
                 ran.append(job.folder.name)
