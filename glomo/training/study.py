@@ -138,7 +138,7 @@ class Job:
     words: tuple[str, ...]
     folder: Path
     says: str
-    """its configuration, but for what does not change its results and for where the study is: JSON"""
+    """what of its configuration decides its results, but for where the study is: JSON"""
 
     @property
     def stamp(self) -> Path:
@@ -316,10 +316,18 @@ def _transfer(recipe: str, variant: Variant, seed: int, graph: Job, out: Path) -
 
 
 def _says(config: PretrainConfig | TransferConfig) -> str:
-    no_matter = {key.removeprefix("train.") for key in MAY_CHANGE} - {"steps"}
-    sections = to_dict(config)
-    sections["train"] = {key: value for key, value in sections["train"].items() if key not in no_matter}
-    return json.dumps(sections, sort_keys=True)
+    """What of it decides its results and was chosen: an option that is added later leaves what was run as it is."""
+    no_matter = set(MAY_CHANGE) - {"train.steps"}
+    usual = default_values(config)
+    chosen = {
+        section: {
+            key: value
+            for key, value in options.items()
+            if f"{section}.{key}" not in no_matter and value != usual[section][key]
+        }
+        for section, options in to_dict(config).items()
+    }
+    return json.dumps(chosen, sort_keys=True)
 
 
 def _typed(options: Mapping[str, str]) -> list[str]:

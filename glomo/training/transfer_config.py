@@ -45,8 +45,12 @@ class TransferData(LabelledData):
 class Features:
     """The [features] section: what the graph is applied to."""
 
-    kind: Literal["learned", "random", "glove-50d"] = "learned"
-    """learned embeddings, random ones that stay, or GloVe vectors that stay"""
+    kind: Literal["learned", "random", "glove-50d", "contextual"] = "learned"
+    """learned embeddings, random ones that stay, GloVe vectors that stay, or what a pre-trained encoder makes of each
+    word in its text, which stays too"""
+    encoder: str = "minilm-l6"
+    """of contextual features: an encoder of the catalogue, or the folder of one with its tokenizer, as saved by
+    save_pretrained of Hugging Face's transformers"""
     dim: int = 64
     """width of learned and random embeddings"""
     chars: int = 0
@@ -56,6 +60,10 @@ class Features:
 
     def __post_init__(self) -> None:
         check_range("features.dim", self.dim, 2 if self.states else 1)  # half of the states for each direction
+        if self.kind == "contextual" and self.chars:
+            raise UserError(
+                "features.chars is of words, and contextual vectors are of their places in a text; 0 is needed"
+            )
         check_range("features.chars", self.chars, 0)
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from glomo.nn import Graphs, GraphTransfer
 from glomo.nn.baselines import GraphSource
+from glomo.training.targets.contextual import ContextFeatures
 from glomo.training.targets.layers import BiRNN, PairTransfer, padding
 from glomo.training.targets.words import WordFeatures
 
 
 class _Classifier(nn.Module):
     def __init__(
-        self, features: WordFeatures, width: int, states: bool, head: str, hidden: int, dropout: float
+        self, features: WordFeatures | ContextFeatures, width: int, states: bool, head: str, hidden: int, dropout: float
     ) -> None:
         super().__init__()
         self.features = features
@@ -77,7 +78,7 @@ class TextClassifier(_Classifier):
 
     def __init__(
         self,
-        features: WordFeatures,
+        features: WordFeatures | ContextFeatures,
         graph: GraphSource,
         num_classes: int,
         states: bool = False,
@@ -112,7 +113,7 @@ class PairClassifier(_Classifier):
 
     def __init__(
         self,
-        features: WordFeatures,
+        features: WordFeatures | ContextFeatures,
         graph: GraphSource,
         num_classes: int,
         joined: bool = True,

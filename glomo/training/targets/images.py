@@ -16,7 +16,7 @@ from glomo.errors import UserError
 from glomo.training.targets.classifier import TextClassifier
 from glomo.training.targets.target import TEST_BATCH, LabelTrial, Setting, divided, mixing, sampled
 from glomo.training.targets.texts import check_classes
-from glomo.training.targets.words import WordFeatures, WordTable
+from glomo.training.targets.words import WordTable
 from glomo.training.transfer_config import TransferConfig
 
 
@@ -111,7 +111,7 @@ class ImageTarget:
 class ImageTrial(LabelTrial):
     def __init__(self, target: ImageTarget, setting: Setting) -> None:
         features, head = setting.config.features, setting.config.head
-        if features.kind == "glove-50d" or features.chars:
+        if features.kind not in ("learned", "random") or features.chars:
             raise UserError("pixels have no word vectors and no characters; features.kind learned or random is needed")
         self.graph, self.device = setting.graph, setting.device
         self.parts = PixelRows(target.units.units[list(setting.chosen)]), target.held
@@ -122,7 +122,7 @@ class ImageTrial(LabelTrial):
         vectors = torch.randn(target.vocab_size, features.dim, generator=generator)
         torch.manual_seed(setting.seed)
         self.model = TextClassifier(
-            WordFeatures(WordTable({}, vectors), features.kind == "learned"),
+            WordTable({}, vectors).features(features),
             setting.graph,
             len(target.classes),
             features.states,

@@ -25,7 +25,7 @@ from glomo.training.targets.target import (
     units_of,
 )
 from glomo.training.targets.texts import check_classes
-from glomo.training.targets.words import WordFeatures, word_table
+from glomo.training.targets.words import feature_table
 from glomo.training.transfer_config import TransferConfig, TransferData
 
 Pairs = list[tuple[str, str, str]]
@@ -93,7 +93,7 @@ class PairTrial(LabelTrial):
         train, test = target.train, target.test
         words = [[side[i] for i in setting.chosen] for side in train.words], test.words
         texts = [[text for side in part for text in side] for part in words]
-        table = word_table(features, texts[0], texts[1], setting.seed)
+        table = feature_table(setting, texts[0], texts[1])
         self.device = setting.device
         self.labels = [train.labels[i] for i in setting.chosen], test.labels
         self.rows = [[[table.encode(text) for text in side] for side in part] for part in words]
@@ -103,7 +103,7 @@ class PairTrial(LabelTrial):
         self.graphs = [PairRows(joined, *part).cached(setting.graph, self.device) for part in ids]
         torch.manual_seed(setting.seed)
         self.model = PairClassifier(
-            WordFeatures(table, features.kind == "learned", features.chars),
+            table.features(features),
             setting.graph,
             len(target.classes),
             joined,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glomo.nn import Graphs
 from glomo.nn.baselines import GraphSource
+from glomo.training.targets.contextual import ContextFeatures
 from glomo.training.targets.layers import BiRNN, PairTransfer, padding
 from glomo.training.targets.words import WordFeatures
 
@@ -32,7 +33,7 @@ class SpanReader(nn.Module):
 
     def __init__(
         self,
-        features: WordFeatures,
+        features: WordFeatures | ContextFeatures,
         graph: GraphSource,
         joined: bool = True,
         states: bool = False,

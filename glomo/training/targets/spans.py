@@ -25,7 +25,7 @@ from glomo.training.targets.target import (
     sampled,
     units_of,
 )
-from glomo.training.targets.words import WordFeatures, word_table
+from glomo.training.targets.words import feature_table
 from glomo.training.transfer_config import TransferConfig, TransferData
 
 LONGEST_ANSWER = 15  # units
@@ -146,12 +146,12 @@ class SpanTrial:
         train, test, features, head = target.train, target.test, setting.config.features, setting.config.head
         in_training = [texts[i][1] for texts in (train.paragraphs, train.questions) for i in self.chosen]
         in_test = [text[1] for texts in (test.paragraphs, test.questions) for text in texts]
-        self.table = word_table(features, in_training, in_test, setting.seed)
+        self.table = feature_table(setting, in_training, in_test)
         self.lengths = [len(train.paragraphs[i][0]) for i in self.chosen]
         self.joined = setting.config.graph.joined
         torch.manual_seed(setting.seed)
         self.model = SpanReader(
-            WordFeatures(self.table, features.kind == "learned", features.chars),
+            self.table.features(features),
             self.graph,
             self.joined,
             features.states,

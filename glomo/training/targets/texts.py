@@ -24,7 +24,7 @@ from glomo.training.targets.target import (
     sampled,
     units_of,
 )
-from glomo.training.targets.words import WordFeatures, word_table
+from glomo.training.targets.words import feature_table
 from glomo.training.texts import Labelled, labelled
 from glomo.training.transfer_config import TransferConfig
 
@@ -89,7 +89,7 @@ class TextTrial(LabelTrial):
         features, head, chosen = setting.config.features, setting.config.head, setting.chosen
         train, test = target.train, target.test
         words = [train.words[i] for i in chosen], test.words
-        table = word_table(features, *words, setting.seed)
+        table = feature_table(setting, *words)
         self.device = setting.device
         self.labels = [train.labels[i] for i in chosen], test.labels
         self.rows = [[table.encode(text) for text in texts] for texts in words]
@@ -98,7 +98,7 @@ class TextTrial(LabelTrial):
         self.graphs = [GraphCache(setting.graph, texts, self.device) for texts in ids]
         torch.manual_seed(setting.seed)
         self.model = TextClassifier(
-            WordFeatures(table, features.kind == "learned", features.chars),
+            table.features(features),
             setting.graph,
             len(target.classes),
             features.states,

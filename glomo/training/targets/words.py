@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glomo.training.targets.contextual import ContextFeatures, context_table
+from glomo.training.targets.target import Setting
 from glomo.training.transfer_config import Features
 
 MOST_CHARACTERS = 16  # of a word; longer ones are cut
 KERNEL = 5
 CHARACTER_DIM = 16
+
+
+class FeatureTable(Protocol):
+    """What makes features of texts: a row for each of their words, and a module of the rows."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What the features cannot see of the texts."""
+
+    def encode(self, words: Iterable[str]) -> list[int]:
+        """The rows of a text, one of those that the table was made for."""
+
+    def features(self, settings: Features) -> WordFeatures | ContextFeatures: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,17 @@ class WordTable:
 
     def encode(self, words: Iterable[str]) -> list[int]:
         return [self.rows.get(word, 1) for word in words]
+
+    def features(self, settings: Features) -> WordFeatures:
+        return WordFeatures(self, settings.kind == "learned", settings.chars)
+
+
+def feature_table(setting: Setting, train: Iterable[Sequence[str]], test: Iterable[Sequence[str]]) -> FeatureTable:
+    """The table of a task's texts, as `features.kind` has it."""
+    features = setting.config.features
+    if features.kind == "contextual":
+        return context_table(features, train, test, setting.device)
+    return word_table(features, train, test, setting.seed)
 
 
 def word_table(
