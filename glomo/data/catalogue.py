@@ -11,7 +11,6 @@ or arrays, in a fixed order.
 from __future__ import annotations
 
 import bz2
-import contextlib
 import csv
 import difflib
 import gzip
@@ -337,8 +336,11 @@ def encoder_folder(name: str) -> Path:
             whole.mkdir()
             for file in entry.splits:
                 (whole / file).write_bytes(entry.read(split=file))
-            with contextlib.suppress(OSError):  # another process was first
+            try:
                 whole.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # or else another process was first
+                    raise
     return folder
 
 

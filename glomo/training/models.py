@@ -85,12 +85,17 @@ def load_graph(path: str | Path) -> FrozenGraph:
         return FrozenGraph.restore(found.meta["model"], vocabulary, found.weights)
 
 
+# settings that came after graphs were in use, and that no graph in use depends on
+LATER = ("l1_weight",)
+
+
 def graph_fingerprint(graph: FrozenGraph, kind: str) -> str:
     """A hash of what runs on a graph depend on: those of the graph `learned` on its vocabulary, settings and weights,
     those of `random` on the first two, and those of another control on the vocabulary."""
     digest = hashlib.sha256(graph.vocabulary.fingerprint.encode())
     if kind in ("random", "learned"):
-        digest.update(json.dumps(graph.config.to_dict(), sort_keys=True).encode())
+        settings = {key: value for key, value in graph.config.to_dict().items() if key not in LATER}
+        digest.update(json.dumps(settings, sort_keys=True).encode())
     if kind == "learned":
         for name, value in graph.state_dict().items():
             digest.update(name.encode() + value.cpu().numpy().tobytes())

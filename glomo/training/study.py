@@ -39,6 +39,7 @@ from glomo.training.loop import Interrupted, stop_signals
 from glomo.training.models import graph_fingerprint, load_graph
 from glomo.training.pretrain import PretrainConfig
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
+from glomo.training.targets.contextual import encoder_fingerprint
 from glomo.training.transfer_config import GRAPHS, TransferConfig
 
 GRAPHS_FOLDER = "graphs"
@@ -137,8 +138,8 @@ class Job:
 
     words: tuple[str, ...]
     folder: Path
-    says: str
-    """what of its configuration decides its results, but for where the study is: JSON"""
+    says: Mapping[str, Any]
+    """what of its configuration decides its results, but for where the study is"""
 
     @property
     def stamp(self) -> Path:
@@ -154,15 +155,22 @@ class Job:
         begun = self.stamp.with_suffix(".begun")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         if not self._says(begun):
+            self.stamp.unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
-            replace_file(begun, self.says.encode())
+            replace_file(begun, json.dumps(self.says).encode())
 
     def end(self) -> None:
         """After it has ended well."""
-        replace_file(self.stamp, self.says.encode())
+        replace_file(self.stamp, json.dumps(self.says).encode())
 
     def _says(self, file: Path) -> bool:
-        return file.exists() and file.read_text(encoding="utf-8") == self.says
+        """Whether a stamp says the same; an option that is newer than the stamp had its default."""
+        try:
+            noted = json.loads(file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return False
+        usual = {**_says("pretrain", PretrainConfig()), **_says("transfer", TransferConfig())}
+        return {**{key: value for key, value in usual.items() if key in self.says}, **noted} == self.says
 
 
 def study(config: StudyConfig, out: Path) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def study(config: StudyConfig, out: Path) -> dict[str, Any]:
             for variant in variants
         }
         if not given.graph:
-            _do(list(dict.fromkeys(graphs.values())), given.jobs)
+            _do(list({job.folder: job for job in graphs.values()}.values()), given.jobs)
         losses = {name: [_valid_loss(graphs[name, n].folder) for n in range(given.graphs)] for name, _ in graphs}
 
         def note() -> dict[str, Any]:
@@ -292,13 +300,13 @@ def _pretraining(recipe: str, changes: Mapping[str, str], seed: int, out: Path) 
     name = f"{slug(text)[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}" if text else "as-it-is"
     folder = out / GRAPHS_FOLDER / f"{name}-{seed}"
     words = ("pretrain", str(recipe_path(recipe).resolve()), "--out", str(folder))
-    return Job((*words, *_typed(options)), folder, _says(config))
+    return Job((*words, *_typed(options)), folder, _says("pretrain", config))
 
 
 def _existing(graph: str, kind: str) -> Job:
     """No run, but what runs need of one: where the graph is, and what of it the learned graph or a control depends on:
     runs of controls stay when better weights come into its place."""
-    return Job((), Path(graph), graph_fingerprint(load_graph(graph), kind))
+    return Job((), Path(graph), {"graph": graph_fingerprint(load_graph(graph), kind)})
 
 
 def _transfer(recipe: str, variant: Variant, seed: int, graph: Job, out: Path) -> Job:
@@ -311,23 +319,21 @@ def _transfer(recipe: str, variant: Variant, seed: int, graph: Job, out: Path) -
     }
     config = load_recipe(recipe, {**options, "graph.path": graph.folder.name}, TransferConfig, "transfer")
     folder = out / f"{slug(variant.name)}-{seed}"
-    says = f"{_says(config)}\n{graph.says}"  # of another graph it is another run
+    says = {**_says("transfer", config), **graph.says}  # of another graph it is another run
+    if config.features.kind == "contextual":
+        says["encoder"] = encoder_fingerprint(config.features)
     return Job(("transfer", recipe, "--out", str(folder), *_typed(options)), folder, says)
 
 
-def _says(config: PretrainConfig | TransferConfig) -> str:
-    """What of it decides its results and was chosen: an option that is added later leaves what was run as it is."""
+def _says(recipe: str, config: PretrainConfig | TransferConfig) -> dict[str, Any]:
     no_matter = set(MAY_CHANGE) - {"train.steps"}
-    usual = default_values(config)
     chosen = {
-        section: {
-            key: value
-            for key, value in options.items()
-            if f"{section}.{key}" not in no_matter and value != usual[section][key]
-        }
+        f"{recipe}.{section}.{key}": value
         for section, options in to_dict(config).items()
+        for key, value in options.items()
+        if f"{section}.{key}" not in no_matter
     }
-    return json.dumps(chosen, sort_keys=True)
+    return json.loads(json.dumps(chosen))
 
 
 def _typed(options: Mapping[str, str]) -> list[str]:
@@ -389,7 +395,7 @@ def _do(jobs: Sequence[Job], at_a_time: int, after_each: Callable[[], object] = 
                     ended += 1
                     print(f"study: {ended} of {len(jobs)}: {job.folder}", file=sys.stderr, flush=True)
                     after_each()
-                elif code in (130, 143):  # a terminal's Ctrl-C has reached it, and us
+                elif code in (130, 143) and not failed:  # a terminal's Ctrl-C has reached it, and us
                     stopped_by.append(code - 128)
                 elif not (stopped_by or failed):
                     said = log.read_text(encoding="utf-8").strip().splitlines()

@@ -28,6 +28,7 @@ from glomo.training.loop import Task, set_up, train
 from glomo.training.models import graph_fingerprint, load_graph
 from glomo.training.run_folder import MAY_CHANGE, RunFolder
 from glomo.training.targets import make_target, own_vocabulary
+from glomo.training.targets.contextual import encoder_fingerprint
 from glomo.training.targets.target import Setting, Target, statistics
 from glomo.training.texts import sample
 from glomo.training.train_config import schedule_of
@@ -63,6 +64,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         vocabulary = own_vocabulary(config)
         settings = dataclasses.replace(SMALL, vocab_size=len(vocabulary))
     fingerprints = {name: graph_fingerprint(learned, name) for name in ("learned", "random") if learned is not None}
+    encoder = {"encoder": encoder_fingerprint(config.features)} if config.features.kind == "contextual" else {}
     target = make_target(config, vocabulary)
     seeds = range(config.train.seed, config.train.seed + config.compare.seeds)
     for seed in seeds:  # all of them before anything is trained
@@ -76,7 +78,7 @@ def transfer(config: TransferConfig, out: Path) -> dict[str, Any]:
         for seed in seeds:
             for name in config.compare.graphs:
                 graph = _graph(name, config, learned, settings, vocabulary, seed)
-                of = {"graph": fingerprints[name]} if name in fingerprints else {}
+                of = {**encoder, **({"graph": fingerprints[name]} if name in fingerprints else {})}
                 runs.append(run(config, target, name, graph, of, seed, out, world))
         found = compare(runs, target.measures[0])
         results = {"task": config.data.dataset or config.data.train, "counts": dict(target.counts), **found}
@@ -96,7 +98,7 @@ def run(
     world: World,
 ) -> Run:
     """Train one model on one graph with one seed, in the folder ``out/<name>-<seed>``, and test it. A run that is taken
-    up again must be on a graph of the same `identity`."""
+    up again must be on a graph and an encoder of the same `identity`."""
     device = world.device
     if config.graph.rate and isinstance(graph, FrozenGraph):
         graph = TunedGraph(graph.graph_predictor, graph.vocabulary, graph.cut)

@@ -48,22 +48,21 @@ class Features:
     kind: Literal["learned", "random", "glove-50d", "contextual"] = "learned"
     """learned embeddings, random ones that stay, GloVe vectors that stay, or what a pre-trained encoder makes of each
     word in its text, which stays too"""
-    encoder: str = "minilm-l6"
-    """of contextual features: an encoder of the catalogue, or the folder of one with its tokenizer, as saved by
-    save_pretrained of Hugging Face's transformers"""
     dim: int = 64
     """width of learned and random embeddings"""
     chars: int = 0
     """filters of a CNN over the characters of a word, whose greatest values stand beside its vector; 0: none"""
     states: bool = False
     """apply the graph to the states of a recurrent network over the embeddings, of the same width"""
+    encoder: str = "minilm-l6"
+    """of contextual features: an encoder of the catalogue, or the folder of one with its tokenizer, as saved by
+    save_pretrained of Hugging Face's transformers. It reads the words as the graph's vocabulary has them, which may be
+    without capitals"""
 
     def __post_init__(self) -> None:
         check_range("features.dim", self.dim, 2 if self.states else 1)  # half of the states for each direction
         if self.kind == "contextual" and self.chars:
-            raise UserError(
-                "features.chars is of words, and contextual vectors are of their places in a text; 0 is needed"
-            )
+            raise UserError("features.kind contextual knows no characters of words; it needs --features.chars 0")
         check_range("features.chars", self.chars, 0)
 
 

@@ -16,6 +16,7 @@ from glomo.training.targets.target import (
     LabelTrial,
     PairRows,
     Setting,
+    check_features,
     check_head,
     divided,
     fingerprint,
@@ -64,6 +65,7 @@ class PairTarget:
 
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
         check_head(config, "pooling", "bigru")
+        check_features(config, vocabulary)
         train, test = labelled_pairs(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [first for first, *_ in train])  # all pairs of a text on one side

@@ -61,9 +61,10 @@ class SpanReader(nn.Module):
             "modelling": "modelling|ending",
             "head": "start|end",
         }
-        graph = {"graph": "transfer"} if any(True for _ in self.transfer.parameters()) else {}
-        below = {"encoder": "encoder", **graph} if self.on_states else {**graph, "encoder": "encoder"}
-        return {"embedding": "features", **below, **above}
+        below = ("encoder", "graph") if self.on_states else ("graph", "encoder")
+        named = {"embedding": "features", "graph": "transfer", "encoder": "encoder"}
+        has = {name for name, _ in self.named_children() if any(True for _ in self.get_submodule(name).parameters())}
+        return {name: named[name] for name in ("embedding", *below) if named[name] in has} | above
 
     def forward(
         self,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glomo.data import AnyVocabulary, pad
+from glomo.data import AnyVocabulary, Vocabulary, pad
 from glomo.errors import UserError
 from glomo.nn.baselines import GraphSource
 from glomo.training.graph_cache import GraphCache
@@ -173,6 +173,12 @@ def check_head(config: TransferConfig, *kinds: str) -> None:
     """Raise UserError for a head that a task does not know."""
     if config.head.kind not in kinds:
         raise UserError(f"head.kind is {config.head.kind}; for this task it can be {' or '.join(kinds)}")
+
+
+def check_features(config: TransferConfig, vocabulary: AnyVocabulary) -> None:
+    """Raise UserError for features of words where the units are none."""
+    if config.features.kind == "contextual" and not isinstance(vocabulary, Vocabulary):
+        raise UserError("features.kind contextual is of words, and the units of the graph are none")
 
 
 def sampled(examples: Sequence[Example], count: int) -> list[Example]:

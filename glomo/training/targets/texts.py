@@ -16,6 +16,7 @@ from glomo.training.targets.classifier import TextClassifier
 from glomo.training.targets.target import (
     LabelTrial,
     Setting,
+    check_features,
     check_head,
     divided,
     fingerprint,
@@ -61,6 +62,7 @@ class TextTarget:
 
     def __init__(self, config: TransferConfig, vocabulary: AnyVocabulary) -> None:
         check_head(config, "pooling", "bigru")
+        check_features(config, vocabulary)
         train, test = labelled(config.data)
         if config.data.judge == "valid":
             train, test = divided(train, [text for text, _ in train])

@@ -209,7 +209,7 @@ def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeyp
             if not job.done:
                 ran.append(job.folder.name)
                 job.folder.mkdir(parents=True, exist_ok=True)
-                job.stamp.write_text(job.says)
+                job.end()
                 run = {"figures": {"accuracy": 0.5}, "share_zero": None, "share_dead": None, "seconds": 1.0}
                 (job.folder / "results.json").write_text(json.dumps({"measure": "accuracy", "runs": [run]}))
                 (job.folder / "metrics.jsonl").write_text("")
@@ -223,9 +223,33 @@ def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeyp
     study(config, tmp_path / "out")
     assert ran == []
     recipe = tmp_path / "task.toml"
-    recipe.write_text(recipe.read_text().replace("threads = 1", "threads = 2") + "[graph]\nmixtures = 2\n")
+    recipe.write_text(recipe.read_text().replace("threads = 1", "threads = 2"))
     study(config, tmp_path / "out")
-    assert ran == []  # changes no result; and what was so anyway, as an option is that is new
+    assert ran == []  # changes no result
+    stamps = [*(tmp_path / "out" / "task").glob("*.done")]
+
+    def note(**values):
+        for stamp in stamps:
+            noted = json.loads(stamp.read_text())
+            noted["transfer.graph.mixtures"] = 2
+            noted.update(values)
+            stamp.write_text(json.dumps({key: value for key, value in noted.items() if value is not None}))
+
+    note(**{"transfer.graph.mixtures": None})  # made when there was no such option
+    study(config, tmp_path / "out")
+    assert ran == []
+    note(**{"transfer.graph.mixtures": 3})  # made when it had another default
+    study(config, tmp_path / "out")
+    assert len(ran) == len(stamps) == 4
+    ran.clear()
+    note(**{"transfer.graph.gone": 3})  # with an option that is no more
+    study(config, tmp_path / "out")
+    assert len(ran) == 4
+    ran.clear()
+    stamps[0].write_text("{")
+    study(config, tmp_path / "out")
+    assert len(ran) == 1
+    ran.clear()
     (tmp_path / "graph.toml").write_text(PRETRAIN.replace("steps = 2\n", "steps = 3\n"))
     study(config, tmp_path / "out")
     assert len(ran) == 3 + 4
