@@ -25,7 +25,7 @@ USAGE = """usage: glomo demo [--out DIR]
 pre-trains a graph on real text and transfers it to a real labelled task beside all controls, does the same on the
 synthetic recall task, tries the graph that comes with the package on a second real task, prints the tables and draws
 the pictures. DIR (demo unless given) takes all that is written; the same call goes on where a former one stopped.
-About three minutes on two CPU cores, and 162 MB of downloads once."""
+About three minutes on two CPU cores, and 160 MB of downloads once."""
 
 NOTE = """\
 How to read it: `none` is the classifier without a graph; uniform, band (neighbours at distance 1 to 3) and random (a
