@@ -72,7 +72,8 @@ class Encoder:
                 folder, **local, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         except Exception as error:  # a damaged file can make anything of it
-            raise UserError(f"{folder} cannot be read as an encoder: {str(error).strip().splitlines()[0]}") from None
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{folder} cannot be read as an encoder: {said}") from None
         missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
         if missing:
             raise UserError(f"{folder}: the weights are not those of config.json, {missing[0]} is missing")
