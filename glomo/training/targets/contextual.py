@@ -147,22 +147,32 @@ def encoder_folder(settings: Features) -> Path:
     """Where the encoder of contextual features is; one of the catalogue is fetched. Raises UserError for none."""
     from glomo.data import catalogue
 
-    known = [name for name, entry in catalogue.DATASETS.items() if entry.kind == "encoder"]
+    known = _known()
     if settings.encoder in known:
         return catalogue.encoder_folder(settings.encoder)
     folder = Path(settings.encoder)
     missing = [file for file in FILES if not (folder / file).is_file()]
     if not settings.encoder or not folder.is_dir():
         raise UserError(
-            f"features.encoder is {settings.encoder!r}, which is no folder{nearest(settings.encoder, known)}"
+            f"features.encoder is {settings.encoder!r}, which is no folder{nearest(settings.encoder, list(known))}"
         )
     if missing:
         raise UserError(f"features.encoder is {folder}, and {missing[0]} is not there; save_pretrained writes it")
     return folder
 
 
+def _known() -> dict[str, str]:
+    """The encoders of the catalogue, and what tells their files from others."""
+    from glomo.data.catalogue import DATASETS
+
+    return {name: entry.source.sha256 for name, entry in DATASETS.items() if entry.kind == "encoder"}
+
+
 def encoder_fingerprint(settings: Features) -> str:
-    """What tells an encoder from another: of its weights and of its tokenizer."""
+    """What tells an encoder from another: of its weights and of its tokenizer. Nothing is fetched."""
+    known = _known()
+    if settings.encoder in known:
+        return known[settings.encoder][:12]
     folder = encoder_folder(settings)
     digest = hashlib.sha256()
     for file in FILES:

@@ -24,7 +24,7 @@ from glomo.training.transfer_config import Compare, Features, Head, TransferConf
 
 transformers = pytest.importorskip("transformers", minversion="5", reason="transformers 5 is not installed")
 
-from glomo.training.targets.contextual import Encoder, context_table  # noqa: E402
+from glomo.training.targets.contextual import Encoder, context_table, encoder_fingerprint  # noqa: E402
 
 HERE = Path(__file__).parents[3] / "data"
 CPU = torch.device("cpu")
@@ -218,6 +218,8 @@ def test_an_encoder_of_the_catalogue_is_unpacked_once(folder, monkeypatch, tmp_p
         return (folder / read[-1]).read_bytes()
 
     monkeypatch.setattr(catalogue, "read_member", member)
+    assert len(encoder_fingerprint(Features("contextual"))) == 12
+    assert read == []  # to tell it from others it is not fetched
     for _ in range(2):
         table = context_table(Features("contextual"), [("to", "be")], [], CPU)
         assert table.vectors.shape == (4, 16)
