@@ -163,7 +163,7 @@ def study(results: Mapping[str, Any], path: Path) -> None:
             axis.errorbar(100 * row["difference"]["mean"], place, xerr=error, fmt="|", color="black", capsize=4)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(1, len(names)), [_plain(name) for name in names[1:]], fontsize=8)
-        axis.set_ylim(len(names) - 0.5, 0.5)
+        axis.set_ylim(max(len(names), 2) - 0.5, 0.5)
         axis.set_xlabel(f"{found['measure'].replace('_', ' ')}, points against {_plain(names[0])}", fontsize=8)
         axis.set_title(f"{_plain(task)} (bar: ± 2 standard errors)", fontsize=9)
         axis.grid(axis="x", alpha=0.3)

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import pytest
 import torch
@@ -139,5 +140,8 @@ def test_a_study_is_a_picture(tmp_path):
         return {**figures, "share_zero": 0.5, "share_dead": 0.0, "seconds": 1.0}
 
     runs = [run(name, seed, 0.1 * seed + place) for place, name in enumerate(("a", "b $x$")) for seed in (0, 1)]
-    plots.study(summary(runs, {}), tmp_path / "x.png")
-    assert is_png(tmp_path / "x.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, part in (("both", runs), ("one", runs[:2])):
+            plots.study(summary(part, {}), tmp_path / f"{name}.png")
+            assert is_png(tmp_path / f"{name}.png")
