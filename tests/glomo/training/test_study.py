@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from glomo.data import Vocabulary
 from glomo.errors import UserError
+from glomo.nn import GLoMoConfig, random_graph
 from glomo.training import study as module
+from glomo.training.models import graph_fingerprint
 from glomo.training.study import Study, StudyConfig, study, summary, table
 
 HERE = Path(__file__).parents[2] / "data"
@@ -253,6 +256,26 @@ def test_what_depends_on_a_graph_is_run_again_with_it(recipes, tmp_path, monkeyp
     (tmp_path / "graph.toml").write_text(PRETRAIN.replace("steps = 2\n", "steps = 3\n"))
     study(config, tmp_path / "out")
     assert len(ran) == 3 + 4
+
+
+def test_a_run_that_is_begun_anew_is_not_done(tmp_path):
+    first, second = (module.Job((), tmp_path / "run", {"transfer.graph.cut": cut}) for cut in (1, 2))
+    first.begin()
+    first.end()
+    assert first.done
+    second.begin()  # and is interrupted
+    assert not first.done
+    assert not second.done
+
+
+def test_the_weights_tell_a_graph_and_not_how_it_was_trained():
+    config = GLoMoConfig(dim=8, layers=1, heads=1, head_dim=8, conv_blocks=1, vocab_size=5)
+    vocabulary = Vocabulary(["a", "b", "c"])
+    graph = random_graph(config, vocabulary, 0)
+    later = random_graph(replace(config, l1_weight=0.5), vocabulary, 0)
+    other = random_graph(replace(config, initial_bias=0.5), vocabulary, 0)
+    for kind in ("learned", "random"):
+        assert graph_fingerprint(graph, kind) == graph_fingerprint(later, kind) != graph_fingerprint(other, kind)
 
 
 def test_a_graph_that_is_there_already(recipes, tmp_path):
